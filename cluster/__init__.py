@@ -1,0 +1,1 @@
+"""Where it runs: the store, the Ray cluster, the hardware."""

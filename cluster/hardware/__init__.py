@@ -1,0 +1,1 @@
+"""Hardware profiles: memory, price, and their source."""

@@ -1,0 +1,1 @@
+"""Who asks for it: job files and the command line."""

@@ -1,0 +1,1 @@
+"""Quality, latency, memory and money, measured."""

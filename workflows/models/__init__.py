@@ -1,0 +1,1 @@
+"""Checkpoints, read and written block by block, never whole."""

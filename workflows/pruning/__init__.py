@@ -1,0 +1,1 @@
+"""Patterns, solvers and structured removal. Plain torch, tensors in and tensors out."""

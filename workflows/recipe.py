@@ -1,0 +1,211 @@
+"""The recipe: what to do to a model. Light (no torch, no ray), strict, one sentence of help per field."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of everything a person writes: unknown keys, NaN and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, validate_default=True)
+
+
+def not_a_bool(value: Any) -> Any:
+    """YAML's `yes` is no number: pydantic alone would read it as 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true/false")
+    return value
+
+
+class DataSource(Strict):
+    """Text that becomes token windows."""
+
+    source: str = Field(
+        min_length=1,
+        description="A .txt, .jsonl or .parquet file, an s3:// address of one, or builtin:python-docs.",
+    )
+    text: str = Field("text", description="Column that holds the text (JSONL, Parquet).")
+    slice: str | None = Field(None, description="Column that names each document's slice; gates look at the worst.")
+    part: tuple[Share, Share] = Field(
+        (0.0, 1.0), description="Share of the documents, from and to, so that one source can serve several roles."
+    )
+    windows: Positive | None = Field(None, description="How many token windows to take; all of them if not given.")
+    length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(512, description="Tokens in a window.")
+
+    @model_validator(mode="after")
+    def _part_is_a_range(self) -> Self:
+        if self.part[0] >= self.part[1]:
+            raise ValueError(f"part: from {self.part[0]} to {self.part[1]} holds nothing; write [from, to], from < to")
+        return self
+
+
+class Data(Strict):
+    """The three roles of data; they may never share text."""
+
+    calibration: DataSource = Field(
+        DataSource(source="builtin:python-docs", part=(0.0, 0.2), windows=128, length=512),
+        description="Text through which inputs of every linear are observed.",
+    )
+    tuning: DataSource = Field(
+        DataSource(source="builtin:python-docs", part=(0.2, 0.8), length=512),
+        description="Text on which the model is repaired between stages.",
+    )
+    evaluation: DataSource = Field(
+        DataSource(source="builtin:python-docs", part=(0.8, 1.0), windows=64, length=512),
+        description="Text on which quality is judged.",
+    )
+    shards: Annotated[int, Field(ge=1, le=4096)] = Field(
+        4, description="Number of calibration shards: part of the recipe, so that results do not depend on workers."
+    )
+
+    @model_validator(mode="after")
+    def _roles_do_not_overlap(self) -> Self:
+        roles = {"calibration": self.calibration, "tuning": self.tuning, "evaluation": self.evaluation}
+        names = list(roles)
+        for i, a in enumerate(names):
+            for b in names[i + 1 :]:
+                one, two = roles[a], roles[b]
+                if one.source == two.source and one.part[0] < two.part[1] and two.part[0] < one.part[1]:
+                    raise ValueError(
+                        f"data.{a} and data.{b} both read {one.source}, parts {list(one.part)} and {list(two.part)} "
+                        f"overlap; give each its own part, for example [0.0, 0.5] and [0.5, 1.0]"
+                    )
+        if self.calibration.windows is not None and self.calibration.windows < self.shards:
+            raise ValueError(
+                f"data.shards is {self.shards} but data.calibration.windows only {self.calibration.windows}; "
+                "every shard needs a window"
+            )
+        return self
+
+
+class Target(Strict):
+    """What the last stage reaches."""
+
+    pattern: str = Field(description='"unstructured", "N:M" such as "2:4" (keep 2 of 4), or "ffn" (channels).')
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Share of the pruned linears' parameters that goes; for N:M it is 1 - N/M."
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, value: str) -> str:
+        if value in ("unstructured", "ffn"):
+            return value
+        found = re.fullmatch(r"(\d{1,3}):(\d{1,3})", value)
+        if not found or not 0 < int(found[1]) < int(found[2]):
+            raise ValueError(f'"{value}" is no pattern; allowed: "unstructured", "ffn", or "N:M" with 0 < N < M')
+        return value
+
+    @property
+    def n_m(self) -> tuple[int, int] | None:
+        """(N, M) of an N:M pattern, else None."""
+        if ":" not in self.pattern:
+            return None
+        n, m = self.pattern.split(":")
+        return int(n), int(m)
+
+    @model_validator(mode="after")
+    def _ratio_fits_pattern(self) -> Self:
+        if self.n_m and abs(self.sparsity - (1 - self.n_m[0] / self.n_m[1])) > 1e-6:
+            n, m = self.n_m
+            raise ValueError(f"target.sparsity {self.sparsity} cannot be met by pattern {n}:{m}; write {1 - n / m:g}")
+        return self
+
+
+class Solver(Strict):
+    """How weights are chosen and the rest repaired."""
+
+    name: Literal["magnitude", "wanda", "sparsegpt"] = Field(
+        "sparsegpt", description="magnitude (no data), wanda (inputs' norms) or sparsegpt (second order, repairs)."
+    )
+    damping: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="Share of the Gram's mean diagonal that is added to it; raised when Cholesky fails."
+    )
+    rows: Annotated[int, Field(ge=1)] = Field(256, description="Rows of a matrix that one solve task takes.")
+
+
+class Tune(Strict):
+    """Repair of the surviving weights with DeepSpeed."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(200, description="Optimizer steps.")
+    batch: Positive = Field(1, description="Windows per rank and step.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-5, description="Peak learning rate of AdamW.")
+    warmup: Share = Field(0.1, description="Share of the steps over which the rate rises; then it falls as a cosine.")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="AdamW's decoupled weight decay.")
+    distill: bool = Field(True, description="Add the KL divergence from the dense model's predictions to the loss.")
+    distill_weight: Share = Field(0.5, description="Weight of the KL term; the language-modelling loss gets the rest.")
+    zero: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    ranks: Positive = Field(1, description="Training processes; part of the recipe, because it changes bits.")
+    retry_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="Extra steps that a stage may spend once more when its gate fails."
+    )
+
+
+class Stage(Strict):
+    """One turn of score, allocate, prune, tune, gate."""
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = Field(description="Share removed, counted from the dense model.")
+    tune: Tune | None = Field(None, description="Repair after pruning; none if not given.")
+
+    _numbers = field_validator("sparsity", mode="before")(not_a_bool)
+
+
+class Gates(Strict):
+    """The conditions a stage must meet, as increases of perplexity over the dense model (0.1 is 10 %)."""
+
+    perplexity_increase: Annotated[float, Field(ge=0)] = Field(0.10, description="Allowed over all evaluation data.")
+    worst_slice_increase: Annotated[float, Field(ge=0)] = Field(0.20, description="Allowed for the worst slice.")
+    after_failure: Literal["rollback", "stop"] = Field(
+        "rollback", description="rollback publishes the last good stage; stop publishes nothing."
+    )
+
+
+class Recipe(Strict):
+    """Everything that determines the bytes of the result."""
+
+    model: str = Field(min_length=1, description="A directory, s3:// prefix, hub id or .gguf file; only ever read.")
+    data: Data = Field(Data(), description="Calibration, tuning and evaluation text.")
+    target: Target = Field(description="Pattern and share that the last stage reaches.")
+    solver: Solver = Field(Solver(), description="How weights are chosen and repaired.")
+    allocation: Literal["uniform"] = Field("uniform", description="How much each linear gives.")
+    propagate: Literal["pruned"] = Field("pruned", description="Later blocks see the inputs of the pruned ones.")
+    stages: tuple[Stage, ...] = Field((), description="Steps toward the target; one untuned step if not given.")
+    gates: Gates = Field(Gates(), description="What every stage must meet.")
+    format: Literal["huggingface", "compact"] = Field(
+        "huggingface", description="huggingface: a stock directory; compact: zeros packed away, unpacked by `pull`."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type in which blocks are run and scored.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where blocks are run and solved; it changes bits.")
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads per task; it changes bits.")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(0, description="Seed of every random choice.")
+
+    @model_validator(mode="after")
+    def _stages_lead_to_the_target(self) -> Self:
+        if not self.stages:
+            object.__setattr__(self, "stages", (Stage(sparsity=self.target.sparsity),))
+        ratios = [stage.sparsity for stage in self.stages]
+        if ratios != sorted(set(ratios)):
+            raise ValueError(f"stages: sparsities {ratios} must rise from stage to stage")
+        if ratios[-1] != self.target.sparsity:
+            raise ValueError(f"stages: the last one's sparsity {ratios[-1]} must be target.sparsity {self.target.sparsity}")
+        if self.target.n_m and len(ratios) > 1:
+            raise ValueError(f"stages: pattern {self.target.pattern} has one ratio, so it takes one stage")
+        return self
+
+    @model_validator(mode="after")
+    def _format_fits_pattern(self) -> Self:
+        if self.format == "compact" and self.target.pattern == "ffn":
+            raise ValueError("format: compact packs zeros, but pattern ffn leaves none; use huggingface")
+        return self
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the model is a GGUF file, which is converted once and cached."""
+        return Path(self.model).suffix == ".gguf"

@@ -1,0 +1,1 @@
+"""JSON, Parquet and one HTML page."""

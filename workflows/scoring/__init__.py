@@ -1,0 +1,1 @@
+"""Importance of weights: Gram statistics and saliency. Plain torch."""

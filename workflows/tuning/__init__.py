@@ -1,0 +1,1 @@
+"""Masked, distilled, sharded fine-tuning."""
