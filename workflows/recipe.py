@@ -34,7 +34,8 @@ class DataSource(Strict):
     text: str = Field("text", description="Column that holds the text (JSONL, Parquet).")
     slice: str | None = Field(None, description="Column that names each document's slice; gates look at the worst.")
     part: tuple[Share, Share] = Field(
-        (0.0, 1.0), description="Share of the documents, from and to, so that one source can serve several roles."
+        (0.0, 1.0),
+        description="Share of the documents, from and to, so that one source can serve several roles.",
     )
     windows: Positive | None = Field(None, description="How many token windows to take; all of them if not given.")
     length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(512, description="Tokens in a window.")
@@ -62,7 +63,8 @@ class Data(Strict):
         description="Text on which quality is judged.",
     )
     shards: Annotated[int, Field(ge=1, le=4096)] = Field(
-        4, description="Number of calibration shards: part of the recipe, so that results do not depend on workers."
+        4,
+        description="Number of calibration shards: part of the recipe, so that results do not depend on workers.",
     )
 
     @model_validator(mode="after")
@@ -123,7 +125,8 @@ class Solver(Strict):
     """How weights are chosen and the rest repaired."""
 
     name: Literal["magnitude", "wanda", "sparsegpt"] = Field(
-        "sparsegpt", description="magnitude (no data), wanda (inputs' norms) or sparsegpt (second order, repairs)."
+        "sparsegpt",
+        description="magnitude (no data), wanda (inputs' norms) or sparsegpt (second order, repairs).",
     )
     damping: Annotated[float, Field(gt=0, le=1)] = Field(
         0.01, description="Share of the Gram's mean diagonal that is added to it; raised when Cholesky fails."
@@ -179,7 +182,8 @@ class Recipe(Strict):
     stages: tuple[Stage, ...] = Field((), description="Steps toward the target; one untuned step if not given.")
     gates: Gates = Field(Gates(), description="What every stage must meet.")
     format: Literal["huggingface", "compact"] = Field(
-        "huggingface", description="huggingface: a stock directory; compact: zeros packed away, unpacked by `pull`."
+        "huggingface",
+        description="huggingface: a stock directory; compact: zeros packed away, unpacked by `pull`.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type in which blocks are run and scored.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where blocks are run and solved; it changes bits.")
@@ -194,9 +198,9 @@ class Recipe(Strict):
         if ratios != sorted(set(ratios)):
             raise ValueError(f"stages: sparsities {ratios} must rise from stage to stage")
         if ratios[-1] != self.target.sparsity:
-            raise ValueError(f"stages: the last one's sparsity {ratios[-1]} must be target.sparsity {self.target.sparsity}")
-        if self.target.n_m and len(ratios) > 1:
-            raise ValueError(f"stages: pattern {self.target.pattern} has one ratio, so it takes one stage")
+            raise ValueError(
+                f"stages: the last one's sparsity {ratios[-1]} must be target.sparsity {self.target.sparsity}"
+            )
         return self
 
     @model_validator(mode="after")

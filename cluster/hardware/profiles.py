@@ -1,0 +1,44 @@
+"""Hardware profiles: what a machine has and costs, with source and date. A profile is a small YAML file."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.errors import InputError
+
+
+class HardwareProfile(BaseModel):
+    """One machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1)
+    cores: int = Field(ge=1, description="CPU threads that a model is timed with.")
+    gpus: int = Field(0, ge=0)
+    memory_gib: float = Field(gt=0, description="Memory of the GPU, or of the machine without one.")
+    bf16_tflops: float | None = Field(None, gt=0, description="Peak matrix rate, dense bf16.")
+    memory_gb_per_second: float | None = Field(None, gt=0, description="Peak memory bandwidth.")
+    price_per_hour_usd: float = Field(gt=0)
+    price_source: str = Field(min_length=1)
+    price_date: str = Field(pattern=r"^\d{4}-\d{2}$")
+
+
+def load_profile(name: str) -> HardwareProfile:
+    """A shipped profile by its name, or one's own by the path of its file.
+
+    Raises:
+        InputError: there is none, or it is wrong; lists those there are.
+    """
+    folder = files("cluster.hardware")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+        raise InputError(
+            f"hardware: no profile {name}; there are: {', '.join(known)}", "Or give the path of a YAML file."
+        )
+    try:
+        return HardwareProfile.model_validate(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise InputError(f"hardware: {name}: {error}") from error

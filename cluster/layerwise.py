@@ -1,0 +1,204 @@
+"""The layer-wise engine: spreads the work on each block over shard workers and solve tasks.
+
+It knows blocks, shards and units of work, and nothing of pruning: it is handed a `BlockWork`. Per block:
+
+    statistics   every worker runs its shards through the block       one result per shard and input
+    prepare      one task per distinct input sums them in shard order  so the sum does not depend on the workers
+    solve        one task per unit (a chunk of rows)                   retried by Ray
+    assemble     one task writes the finished block to the store       then it is recorded
+
+There is no step to move shards on: a worker that is asked for block i first catches up, from whatever it holds to
+block i, through the finished blocks. A new worker, a restarted one and a resumed run all go that one way.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.errors import Cancelled, KarikomiError, Unavailable
+from cluster.storage import Stored
+
+# How often Ray restarts a lost worker or repeats a lost task before the run gives up (and can be resumed).
+RETRIES = 5
+
+
+class Unit(Protocol):
+    """A piece of a block that is solved alone."""
+
+    @property
+    def group(self) -> str | None:
+        """The input whose statistics it needs; None: it needs none."""
+
+
+class BlockWork(Protocol):
+    """What is done to a block. Travels to every worker, so it is small and picklable."""
+
+    block_count: int
+    shard_count: int
+
+    def setup(self) -> None:
+        """Called once in every process (threads, device)."""
+
+    def units(self) -> Sequence[Unit]:
+        """The units of one block."""
+
+    def open_shard(self, shard: int) -> Any:
+        """Activations that enter block 0."""
+
+    def advance(self, block: int, finished: Stored, shards: Mapping[int, Any]) -> None:
+        """Moves activations through a finished block, in place."""
+
+    def statistics(self, block: int, shards: Mapping[int, Any], groups: Sequence[str]) -> Iterator[Any]:
+        """Yields shard by shard, and for each shard group by group."""
+
+    def prepare(self, group: str, parts: Sequence[Any]) -> Any:
+        """Sums the shards' statistics and makes of them what `solve` needs."""
+
+    def solve(self, block: int, unit: Any, prepared: Any) -> Any:
+        """Solves one unit."""
+
+    def assemble(self, block: int, results: Sequence[Any]) -> Stored:
+        """Puts the units' results together and writes the block."""
+
+
+@ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)
+class ShardWorker:
+    """Holds the activations of some shards and, while at it, one block."""
+
+    def __init__(self, work: BlockWork, shards: Sequence[int]) -> None:
+        self.work = work
+        self.shards = shards
+        self.position: int | None = None
+        self.activations: dict[int, Any] = {}
+        work.setup()
+
+    def statistics(self, block: int, groups: Sequence[str], finished: Sequence[Stored]) -> Iterator[Any]:
+        """Statistics of the inputs of one block, after catching up to it."""
+        if self.position is None or self.position > block:
+            self.activations = {shard: self.work.open_shard(shard) for shard in self.shards}
+            self.position = 0
+        while self.position < block:
+            self.work.advance(self.position, finished[self.position], self.activations)
+            self.position += 1
+        yield from self.work.statistics(block, self.activations, groups)
+
+
+@ray.remote(max_retries=RETRIES)
+def prepare(work: BlockWork, group: str, *parts: Any) -> Any:
+    """See `BlockWork.prepare`."""
+    work.setup()
+    return work.prepare(group, parts)
+
+
+@ray.remote(max_retries=RETRIES)
+def solve(work: BlockWork, block: int, unit: Unit, prepared: Any) -> Any:
+    """See `BlockWork.solve`."""
+    work.setup()
+    return work.solve(block, unit, prepared)
+
+
+@ray.remote(max_retries=RETRIES)
+def assemble(work: BlockWork, block: int, *results: Any) -> Stored:
+    """See `BlockWork.assemble`."""
+    work.setup()
+    return work.assemble(block, results)
+
+
+def run_blocks(
+    work: BlockWork,
+    group: PlacementGroup,
+    finished: Sequence[Stored],
+    on_block: Callable[[int, Stored], None],
+    stop: Callable[[], bool],
+) -> list[Stored]:
+    """Works through all blocks in order and returns their files.
+
+    Args:
+        work: what to do.
+        group: one bundle per worker; a worker and the tasks share it half and half, since they take turns.
+        finished: blocks that an earlier attempt recorded; work goes on after them.
+        on_block: called with each block as soon as it is written, to record it.
+        stop: asked between blocks.
+
+    Raises:
+        Cancelled: `stop` said so; all finished blocks are recorded.
+        Unavailable: a worker was lost more often than Ray may replace it.
+    """
+    resources = half_bundle(group)
+    shared = ray.put(work)
+    workers = [
+        ShardWorker.options(**resources).remote(work, shards)  # type: ignore[attr-defined]
+        for shards in spread(work.shard_count, len(group.bundle_specs))
+    ]
+    units = work.units()
+    groups = sorted({unit.group for unit in units if unit.group is not None})
+    blocks = list(finished)
+    try:
+        while len(blocks) < work.block_count:
+            if stop():
+                raise Cancelled(f"stopped after block {len(blocks)} of {work.block_count}")
+            block = len(blocks)
+            prepared = _prepared(work, shared, workers, block, groups, blocks, resources)
+            results = [
+                solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units
+            ]
+            written = ray.get(assemble.options(**resources).remote(shared, block, *results))
+            on_block(block, written)
+            blocks.append(written)
+    except RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, KarikomiError) else error from error
+    except (RayActorError, WorkerCrashedError) as error:
+        raise Unavailable(
+            f"block {len(blocks)}: a worker was lost {RETRIES} times over: {error}",
+            "Run the same command again: it goes on at this block.",
+        ) from error
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+    return blocks
+
+
+def _prepared(
+    work: BlockWork,
+    shared: Any,
+    workers: Sequence[Any],
+    block: int,
+    groups: Sequence[str],
+    finished: Sequence[Stored],
+    resources: dict[str, Any],
+) -> dict[str | None, Any]:
+    """References to what `solve` needs, one per distinct input; a Gram goes to a node once, not once per task."""
+    if not groups:
+        return {}
+    parts: list[Any] = []  # in shard order, because workers hold consecutive shards
+    for worker, shards in zip(workers, spread(work.shard_count, len(workers)), strict=True):
+        count = len(shards) * len(groups)
+        got = worker.statistics.options(num_returns=count).remote(block, groups, finished) if count else []
+        parts += got if isinstance(got, list) else [got]
+    return {
+        name: prepare.options(**resources).remote(shared, name, *parts[number :: len(groups)])
+        for number, name in enumerate(groups)
+    }
+
+
+def spread(shards: int, workers: int) -> list[list[int]]:
+    """Consecutive shards for each worker, as even as can be; a worker too many gets none."""
+    bounds = [math.ceil(worker * shards / workers) for worker in range(workers + 1)]
+    return [list(range(low, high)) for low, high in itertools.pairwise(bounds)]
+
+
+def half_bundle(group: PlacementGroup) -> dict[str, Any]:
+    """Ray options for something that takes half of one worker's bundle."""
+    bundle = group.bundle_specs[0]
+    return {
+        "num_cpus": bundle["CPU"] / 2,
+        "num_gpus": bundle.get("GPU", 0) / 2,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=False),
+    }

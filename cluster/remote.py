@@ -1,0 +1,74 @@
+"""Runs handed functions as Ray tasks, some at a time, and brings back their results in order."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from cluster.errors import Cancelled, KarikomiError, Unavailable
+from cluster.session import shortage
+
+RETRIES = 3
+LOOK_AGAIN = 0.5  # seconds between looks at `stop`
+
+
+@ray.remote(max_retries=RETRIES)
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def call_each(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    cpus: float,
+    gpus: float = 0,
+    stop: Callable[[], bool] = lambda: False,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Any]:
+    """Calls `function` once per argument tuple, each in a task of its own.
+
+    Args:
+        function: importable on the workers; must give the same result when called twice.
+        arguments: one tuple per call.
+        cpus: CPUs that each call takes.
+        gpus: GPUs that each call takes.
+        stop: asked while waiting.
+        on_done: told how many of how many calls are done.
+
+    Raises:
+        Unavailable: no node is big enough, or workers were lost again and again.
+        Cancelled: `stop` said so.
+        KarikomiError: as raised by the function.
+    """
+    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    if not any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in _nodes()):
+        raise Unavailable(shortage(bundle, 1, ray.cluster_resources(), ray.available_resources()))
+    tasks = [_call.options(num_cpus=cpus, num_gpus=gpus).remote(function, *one) for one in arguments]
+    waiting = list(tasks)
+    try:
+        while waiting:
+            if stop():
+                raise Cancelled("stopped")
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_AGAIN)
+            ray.get(done)
+            on_done(len(tasks) - len(waiting), len(tasks))
+        return ray.get(tasks)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, KarikomiError) else error from error
+    except WorkerCrashedError as error:
+        raise Unavailable(
+            f"a worker was lost {RETRIES + 1} times over: {error}", "Run the same command again."
+        ) from error
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
+
+
+def largest_node_cpus() -> int:
+    """CPU slots of the largest node."""
+    return int(max(node.get("CPU", 0) for node in _nodes()))
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

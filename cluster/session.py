@@ -1,0 +1,89 @@
+"""Attach to a Ray cluster, or start the embedded one; reserve a gang of workers, or say why not."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from cluster.errors import Unavailable
+from cluster.spec import ClusterSpec
+
+# glibc keeps freed blocks below its (growing) threshold; a fixed one gives the memory of dropped weights back.
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextmanager
+def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
+    """Connects to Ray for the length of a run.
+
+    Args:
+        spec: which cluster.
+        cpus: CPUs that the run will ask for at once; the embedded cluster has at least as many slots.
+
+    Raises:
+        Unavailable: the cluster does not answer.
+    """
+    if ray.is_initialized():  # a notebook's or a test's own cluster
+        yield
+        return
+    embedded = spec.address == "embedded"
+    if embedded:  # its token lives and dies with it
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        ray.init(
+            address="local" if embedded else spec.address,
+            num_cpus=max(os.cpu_count() or 1, cpus) if embedded else None,
+            include_dashboard=False if embedded else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise Unavailable(
+            f"no Ray cluster at {spec.address}: {error}",
+            "Check cluster.address, or leave it out for the embedded one.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def gang(spec: ClusterSpec, cpus_per_worker: int) -> Iterator[PlacementGroup]:
+    """Reserves one bundle per worker, all or none, and gives them back at the end.
+
+    Raises:
+        Unavailable: they cannot be had within `spec.wait_seconds`; says what was asked and what there is.
+    """
+    bundle = {"CPU": float(cpus_per_worker)}
+    if spec.gpus_per_worker:
+        bundle["GPU"] = spec.gpus_per_worker
+    group = placement_group([bundle] * spec.workers, strategy="SPREAD")
+    try:
+        if not group.wait(spec.wait_seconds):
+            raise Unavailable(
+                shortage(bundle, spec.workers, ray.cluster_resources(), ray.available_resources()),
+                f"Ask for less (cluster.workers is {spec.workers}), or run the same command when machines are free.",
+            )
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def shortage(bundle: dict[str, float], workers: int, total: dict[str, float], free: dict[str, float]) -> str:
+    """What was asked, what there is and what is taken, in one sentence."""
+    parts = [
+        f"{name}: asked {workers} x {amount:g}, cluster has {total.get(name, 0):g}, free {free.get(name, 0):g}"
+        for name, amount in bundle.items()
+    ]
+    return f"no room for {workers} workers ({'; '.join(parts)})"

@@ -1,0 +1,18 @@
+"""What a job asks of a Ray cluster. Light: no ray here."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ClusterSpec(BaseModel):
+    """Where and how wide the work runs. Nothing in here changes the result's bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str = Field(
+        "embedded", description="Address of a Ray cluster, or embedded: one is started for this run alone."
+    )
+    workers: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Shard workers; each holds its shards only.")
+    gpus_per_worker: Annotated[float, Field(ge=0, le=8)] = Field(0, description="GPUs, or a share of one, per worker.")
+    wait_seconds: Annotated[float, Field(gt=0)] = Field(300, description="How long to wait for free machines.")

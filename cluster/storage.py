@@ -1,0 +1,160 @@
+"""The store: one layout, in a directory or on S3. Everything that a run must not lose goes through here."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.errors import InputError, KarikomiError
+
+
+class Stored(BaseModel):
+    """An object in a store, and the digest that is its identity."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    sha256: str
+    size: int
+
+
+class MissingKey(KarikomiError):
+    """There is no object of this key."""
+
+    def __init__(self, uri: str, key: str) -> None:
+        super().__init__(f"{uri}: {key} is not there")
+
+
+class Store(ABC):
+    """Objects under '/'-separated keys below one uri.
+
+    Picklable; makes no request before it is asked for something. Reading needs no listing: who reads knows the key.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | Path) -> Stored:
+        """Writes an object, whole or not at all; what was there is replaced."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            MissingKey: there is none.
+        """
+
+    @abstractmethod
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`.
+
+        Raises:
+            MissingKey: there is no such object.
+            Unavailable: fewer bytes came than were asked for.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None when there is none."""
+
+    @abstractmethod
+    def copy(self, source: str, target: str) -> None:
+        """Makes a second object of the same bytes without moving them through here."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes an object if there is none: atomic, one winner. False when there is one already."""
+
+    @abstractmethod
+    def get_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """An object and the tag that `swap` wants; None when there is none."""
+
+    @abstractmethod
+    def swap(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Replaces an object if it still has this tag (None: if there is none). False when it changed meanwhile."""
+
+    @abstractmethod
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys that begin so, in order."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is no error."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Writes, reads and removes one small object.
+
+        Raises:
+            InputError: it cannot be written here (credentials, bucket, permissions).
+            Unavailable: it is out of reach.
+        """
+
+    def verify(self, stored: Stored) -> bool:
+        """Whether the object is there with this size and content; it is read back in pieces."""
+        if self.size(stored.key) != stored.size:
+            return False
+        found = hashlib.sha256()
+        for piece in self.stream(stored.key):
+            found.update(piece)
+        return found.hexdigest() == stored.sha256
+
+    def stream(self, key: str, piece: int = 16 << 20) -> Iterator[bytes]:
+        """The object in pieces of at most `piece` bytes."""
+        size = self.size(key)
+        if size is None:
+            raise MissingKey(self.uri, key)
+        for start in range(0, size, piece):
+            yield self.read(key, start, min(piece, size - start))
+
+    def put_json(self, key: str, value: Any) -> Stored:
+        """Writes a value as JSON."""
+        return self.put(key, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+
+    def get_json(self, key: str) -> Any:
+        """Reads a JSON object."""
+        return json.loads(self.get(key))
+
+
+def open_store(uri: str) -> Store:
+    """The store at an s3:// address or in a directory (also as file://). Makes no request and no directory.
+
+    Raises:
+        InputError: another kind of address.
+    """
+    from cluster.directory_store import DirectoryStore
+    from cluster.s3_store import S3Store
+
+    if uri.startswith("s3://"):
+        return S3Store(uri)
+    if uri.startswith("file://"):
+        return DirectoryStore(uri.removeprefix("file://"))
+    if "://" in uri:
+        raise InputError(f"{uri}: no kind of store; write s3://bucket/prefix or a directory")
+    return DirectoryStore(uri)
+
+
+def checked_key(key: str) -> str:
+    """The key, if it stays below the store.
+
+    Raises:
+        InputError: it is empty, absolute, or climbs out.
+    """
+    parts = key.split("/")
+    if not key or "\0" in key or "\\" in key or any(part in ("", ".", "..") for part in parts):
+        raise InputError(f"{key!r} is no key: it must be relative, without empty parts, '.' or '..'")
+    return key
+
+
+def sha256_of(data: bytes | Path) -> tuple[str, int]:
+    """Digest and size of bytes, or of a file without holding it whole."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), data.stat().st_size

@@ -1,0 +1,177 @@
+"""A DeepSpeed group on Ray Train: some ranks, all or none, that run one handed function.
+
+It knows how ranks are launched, watched, stopped and started again, and nothing of models.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cluster.errors import Cancelled, InputError, KarikomiError, Unavailable
+from cluster.session import shortage
+
+FAILURES = 2  # lost ranks after which the group is started again, from the step's beginning
+LOOK_AGAIN = 0.5  # seconds
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 writes how far it is and what came out, and reads whether to stop."""
+
+    def __init__(self) -> None:
+        self.news: dict[str, Any] = {}
+        self.result: Any = None
+        self.stop = False
+
+    def note(self, **news: Any) -> bool:
+        """Takes news; answers whether to stop."""
+        self.news = news
+        return self.stop
+
+    def look(self) -> dict[str, Any]:
+        """The last news."""
+        return self.news
+
+    def finish(self, result: Any) -> None:
+        """Takes the result."""
+        self.result = result
+
+    def take(self) -> Any:
+        """The result; None when there is none."""
+        return self.result
+
+    def ask_to_stop(self) -> None:
+        """The next note is answered with True."""
+        self.stop = True
+
+
+def train(
+    loop: Callable[[Any, Any], Any],
+    argument: Any,
+    ranks: int,
+    cpus_per_rank: int,
+    gpus_per_rank: int,
+    on_news: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool],
+) -> Any:
+    """Runs `loop(argument, board)` on every rank of a process group and returns what rank 0 gave to the board.
+
+    Args:
+        loop: importable on the workers. The process group is there when it is called; it begins anew when a rank is
+            lost, so it must give the same result again.
+        argument: handed to it.
+        ranks: processes.
+        cpus_per_rank, gpus_per_rank: what each takes.
+        on_news: told what rank 0 notes.
+        stop: asked while waiting; the ranks end after the step at hand.
+
+    Raises:
+        InputError: no C++ compiler.
+        Unavailable: no room, or ranks were lost again and again.
+        Cancelled: `stop` said so.
+    """
+    require_compiler()
+    bundle = {"CPU": float(cpus_per_rank)} | ({"GPU": float(gpus_per_rank)} if gpus_per_rank else {})
+    total = ray.cluster_resources()
+    if any(total.get(name, 0) < amount * ranks for name, amount in bundle.items()):
+        raise Unavailable(
+            shortage(bundle, ranks, total, ray.available_resources()),
+            "Ask for fewer tune.ranks, or a larger cluster.",
+        )
+    board = Board.remote()  # type: ignore[attr-defined]
+    storage = tempfile.mkdtemp(prefix="karikomi-train-")
+    failure: list[BaseException] = []
+    thread = threading.Thread(
+        target=_fit,
+        args=(loop, argument, board, ranks, bundle, storage, failure),
+        daemon=True,
+        name="ray-train",
+    )
+    try:
+        thread.start()
+        seen: dict[str, Any] = {}
+        while thread.is_alive():
+            thread.join(LOOK_AGAIN)
+            if stop():
+                board.ask_to_stop.remote()
+            news = ray.get(board.look.remote())
+            if news != seen:
+                seen = news
+                on_news(news)
+        if stop():
+            raise Cancelled("stopped while tuning; this step begins anew next time")
+        if failure:
+            raise _readable(failure[0])
+        return ray.get(board.take.remote())
+    finally:
+        ray.kill(board)
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def require_compiler() -> None:
+    """DeepSpeed builds a small op when it is first used on a machine.
+
+    Raises:
+        InputError: there is no C++ compiler.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise InputError("tune: DeepSpeed needs a C++ compiler, and there is none", "For example: apt-get install g++")
+
+
+def _fit(
+    loop: Callable[[Any, Any], Any],
+    argument: Any,
+    board: Any,
+    ranks: int,
+    bundle: dict[str, float],
+    storage: str,
+    failure: list[BaseException],
+) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    gpu = "GPU" in bundle
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"loop": loop, "argument": argument, "board": board, "gpu": gpu},
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=gpu, resources_per_worker=bundle),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=FAILURES, controller_failure_limit=FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except BaseException as error:  # handed to the thread that waits
+        failure.append(error)
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """One rank: quiet DeepSpeed, then the handed loop."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if config["gpu"] else "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    config["loop"](config["argument"], config["board"])
+
+
+def _readable(error: BaseException) -> BaseException:
+    """A user's error from within the ranks, else one that says what was lost."""
+    for rank_error in getattr(error, "worker_failures", {}).values():
+        cause = getattr(rank_error, "cause", rank_error)
+        if isinstance(cause, KarikomiError):
+            return cause
+    text = str(error)
+    if "died" in text or "crashed" in text or "unavailable" in text.lower():
+        return Unavailable(
+            f"tune: ranks were lost {FAILURES + 1} times over: {text[-500:]}", "Run the same command again."
+        )
+    return error

@@ -1,0 +1,130 @@
+"""The job file: a recipe and who it is for. Read strictly; imports neither torch nor ray."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+from yaml.events import AliasEvent
+
+from cluster.errors import InputError
+from cluster.spec import ClusterSpec
+from workflows.evaluation.cost import Traffic
+from workflows.recipe import Name, Recipe
+from workflows.settings import Publish, RunSettings
+from workflows.steps import digest
+
+LARGEST_JOB = 256 * 1024  # bytes
+MOST_ALIASES = 50  # YAML aliases; more only serve to blow a small file up
+
+
+class Job(Recipe):
+    """A recipe, its name, tenant, cluster, destination, and the traffic that its costs are counted for."""
+
+    name: Name = Field(description="The release's name.")
+    tenant: Name = Field("default", description="Business unit that the run is accounted to.")
+    hardware: str = Field("cpu-local", description="Hardware profile for latency and money, or a profile file.")
+    traffic: Traffic = Field(Traffic(), description="What the model serves; decides what a speed-up is worth.")
+    cluster: ClusterSpec = Field(ClusterSpec(), description="Where and how wide the work runs.")
+    publish: Publish = Field(description="Where the release goes.")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part that determines the result's bytes."""
+        return Recipe.model_validate({name: getattr(self, name) for name in Recipe.model_fields})
+
+    @property
+    def settings(self) -> RunSettings:
+        """The part that does not."""
+        return RunSettings(
+            run=self.run,
+            name=self.name,
+            publish=self.publish,
+            cluster=self.cluster,
+            hardware=self.hardware,
+            traffic=self.traffic,
+        )
+
+    @property
+    def run(self) -> str:
+        """The run's name: the same job file always means the same run, whatever cluster it goes to."""
+        what = self.model_dump(mode="json", exclude={"cluster", "hardware", "traffic"})
+        return f"{self.name}-{digest(what)[:12]}"
+
+
+def read_job(path: Path) -> Job:
+    """Reads and validates a job file.
+
+    Raises:
+        InputError: it is missing, too large, no YAML, or a field is wrong; the message names the field.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JOB:
+            raise InputError(f"{path}: larger than {LARGEST_JOB // 1024} KiB; a job file is short")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}", "Give the path of a job file.") from error
+    return parse_job(text, str(path))
+
+
+def parse_job(text: str, origin: str) -> Job:
+    """The job in a YAML text; `origin` names it in errors."""
+    content = load_yaml(text, origin)
+    if not isinstance(content, dict):
+        raise InputError(f"{origin}: a job is a mapping of fields, this is a {type(content).__name__}")
+    try:
+        return Job.model_validate(content)
+    except ValidationError as error:
+        raise InputError(explain(error, origin), "`karikomi fields` lists every field.") from error
+
+
+def load_yaml(text: str, origin: str) -> Any:
+    """Plain data from YAML: no objects, no doubled keys, few aliases."""
+    try:
+        aliases = sum(isinstance(event, AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        if aliases > MOST_ALIASES:
+            raise InputError(f"{origin}: {aliases} YAML aliases; at most {MOST_ALIASES} are read")
+        return yaml.load(text, Loader=UniqueKeys)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{origin}: no valid YAML: {error}") from error
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Builds a mapping after looking for doubled keys."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be plain")
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """One line per wrong field: its path, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "job"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1]))}"
+        elif problem["type"] != "missing" and isinstance(problem["input"], str | int | float):
+            message += f" (given: {problem['input']!r})"
+        lines.append(f"{origin}: {field}: {message}")
+    return "\n".join(lines)
+
+
+def allowed_fields(path: tuple[int | str, ...]) -> list[str]:
+    """The fields of the model that a path within a job leads to."""
+    model: Any = Job
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            candidates = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((one for one in candidates if hasattr(one, "model_fields")), model)
+    return list(model.model_fields)

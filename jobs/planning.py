@@ -1,0 +1,58 @@
+"""What a run would do, as sentences; nothing runs and nothing is written."""
+
+from collections.abc import Iterator
+
+from jobs.job import Job
+from workflows.compress import CACHE, compress
+from workflows.events import Event, StepEnded
+from workflows.memory import worker_memory
+from workflows.models.source import resolve_source
+from workflows.steps import NotDone
+
+GIB = 1 << 30
+
+
+def sentences(job: Job) -> Iterator[str]:
+    """One sentence each: model, stages, machines, memory, destination, and which steps are done already.
+
+    Raises:
+        InputError: whatever a run would refuse at its start.
+    """
+    recipe, cluster = job.recipe, job.cluster
+    source = resolve_source(recipe.model, CACHE)
+    done: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StepEnded):
+            done.append(f"{event.name} of stage {event.stage}" if event.stage else event.name)
+
+    try:
+        compress(recipe, job.settings, note, dry=True)
+        following = None
+    except NotDone as next_step:
+        following = f"{next_step.name} of stage {next_step.stage}" if next_step.stage else next_step.name
+    yield f"Run {job.run} for tenant {job.tenant}."
+    yield (
+        f"Model: {recipe.model}, {source.config['num_hidden_layers']} blocks of width {source.config['hidden_size']}, "
+        f"digest {source.digest[:12]}; it is only read."
+    )
+    for number, stage in enumerate(recipe.stages, 1):
+        repair = f"then {stage.tune.steps} tuning steps on {stage.tune.ranks} ranks (ZeRO-{stage.tune.zero})"
+        how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
+        yield (
+            f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
+            f"{repair if stage.tune else 'untuned'}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
+            f"worst slice at most +{recipe.gates.worst_slice_increase:.0%}."
+        )
+    memory = worker_memory(source.config, recipe, cluster.workers)
+    yield (
+        f"Machines: {cluster.workers} workers with {recipe.threads} CPU threads and {cluster.gpus_per_worker:g} GPUs each, "
+        f"on {'an embedded Ray' if cluster.address == 'embedded' else cluster.address}."
+    )
+    yield (
+        f"Memory of a worker: {memory.peak / GIB:.2f} GiB at most (two blocks {2 * memory.block / GIB:.2f}, "
+        f"activations {memory.activations / GIB:.2f}, statistics {memory.grams / GIB:.2f})."
+    )
+    yield f"Done already: {', '.join(done) if done else 'nothing'}."
+    yield f"Next: {following}." if following else "Nothing is left to do."
+    yield f"Publishes {job.name}@{job.publish.version} to {job.publish.to}."

@@ -1,0 +1,106 @@
+"""The layer-wise engine on a real Ray: the same bytes whatever the workers, whatever was lost on the way."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from test_blockwork import make_stage
+
+from cluster.errors import Cancelled, Unavailable
+from cluster.layerwise import run_blocks, spread
+from cluster.session import gang, session
+from cluster.spec import ClusterSpec
+from workflows.blockwork import PruneStage
+
+
+@pytest.fixture(scope="module")
+def embedded_ray():
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # workers import this file's classes
+    with session(ClusterSpec(), cpus=4):
+        yield
+
+
+class KilledOnce(PruneStage):
+    """The real work, but the process is killed without a word at one moment, the first time it gets there."""
+
+    moment: str
+    marker: str
+
+    def _die_once(self, moment: str) -> None:
+        if moment == self.moment and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def statistics(self, block, shards, groups):
+        for number, part in enumerate(super().statistics(block, shards, groups)):
+            if block == 1 and number == 1:
+                self._die_once("statistics")
+            yield part
+
+    def prepare(self, group, parts):
+        self._die_once("prepare")
+        return super().prepare(group, parts)
+
+    def solve(self, block, unit, prepared):
+        if block == 1:
+            self._die_once("solve")
+        return super().solve(block, unit, prepared)
+
+    def assemble(self, block, results):
+        if block == 2:
+            self._die_once("assemble")
+        return super().assemble(block, results)
+
+
+def run(stage: PruneStage, workers: int, finished=(), on_block=lambda block, stored: None, stop=lambda: False):
+    with gang(ClusterSpec(workers=workers, wait_seconds=60), 1) as group:
+        return run_blocks(stage, group, list(finished), on_block, stop)
+
+
+def hashes(blocks) -> list[str]:
+    return [block.sha256 for block in blocks]
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("ffn", 0.25)])
+def test_same_bytes_on_any_number_of_workers(embedded_ray, tmp_path, pattern, sparsity):
+    stage = make_stage(tmp_path, pattern, sparsity)
+    results = [hashes(run(stage, workers)) for workers in (1, 2, 4)]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("moment", ["statistics", "prepare", "solve", "assemble"])
+def test_same_bytes_when_a_worker_is_killed_within_a_block(embedded_ray, tmp_path, moment):
+    stage = make_stage(tmp_path, "unstructured", 0.5)
+    undisturbed = hashes(run(stage, 2))
+    killed = KilledOnce(**stage.__getstate__())
+    killed.moment, killed.marker = moment, str(tmp_path / "killed")
+    assert hashes(run(killed, 2)) == undisturbed
+    assert Path(killed.marker).exists(), "the kill did not happen, so this test showed nothing"
+
+
+def test_a_stopped_run_goes_on_after_the_last_recorded_block(embedded_ray, tmp_path):
+    stage = make_stage(tmp_path, "2:4", 0.5)
+    undisturbed = hashes(run(stage, 1))
+    recorded = []
+    with pytest.raises(Cancelled):
+        run(stage, 1, on_block=lambda block, stored: recorded.append(stored), stop=lambda: len(recorded) == 1)
+    assert len(recorded) == 1
+    later = []
+    assert hashes(run(stage, 2, recorded, lambda block, stored: later.append(block))) == undisturbed
+    assert later == [1, 2], "a finished block was done again"
+
+
+def test_machines_that_are_not_there_are_named(embedded_ray):
+    asked = ClusterSpec(workers=3, gpus_per_worker=8, wait_seconds=1)
+    with pytest.raises(Unavailable, match=r"GPU: asked 3 x 8, cluster has 0"), gang(asked, 1):
+        pass
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "the reservation was not given back"
+
+
+def test_shards_are_spread_evenly_and_in_order():
+    assert spread(4, 1) == [[0, 1, 2, 3]]
+    assert spread(4, 3) == [[0, 1], [2], [3]]
+    assert spread(2, 4) == [[0], [], [1], []]

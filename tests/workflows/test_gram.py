@@ -1,0 +1,137 @@
+"""Grams and their damped inverses, against double precision."""
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from workflows.scoring import gram as grams
+from workflows.scoring.gram import add_inputs, damped, full_precision, inverse, inverse_factor
+
+
+def some_gram(width: int = 24, tokens: int = 200, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width, width, generator=generator)
+    gram = torch.zeros(width, width)
+    add_inputs(gram, torch.randn(tokens, width, generator=generator) @ mixing)
+    return gram
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_add_up_over_calls_and_leading_dimensions(dtype: torch.dtype) -> None:
+    inputs = torch.randn(3, 2, 7, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
+    gram = torch.zeros(5, 5)
+    storage = gram.data_ptr()
+    for part in inputs:
+        add_inputs(gram, part)
+    tokens = inputs.double().reshape(-1, 5)
+    torch.testing.assert_close(gram, (tokens.T @ tokens).float())
+    assert gram.dtype == torch.float32
+    assert gram.data_ptr() == storage
+
+
+def test_no_tokens_add_nothing() -> None:
+    gram = some_gram(4)
+    before = gram.clone()
+    add_inputs(gram, torch.empty(0, 4))
+    assert torch.equal(gram, before)
+
+
+def test_damping_is_a_share_of_the_mean_diagonal_and_leaves_the_gram_alone() -> None:
+    gram = some_gram()
+    before = gram.clone()
+    expected = gram + 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
+    torch.testing.assert_close(damped(gram, 0.05), expected)
+    assert torch.equal(gram, before)
+
+
+def test_dead_inputs_stand_alone_with_one_on_the_diagonal() -> None:
+    gram = some_gram()
+    gram[[3, 9], :] = 0
+    gram[:, [3, 9]] = 0
+    for dead in (3, 9):
+        alone = torch.eye(len(gram))[dead]
+        assert torch.equal(damped(gram, 0.01)[dead], alone)
+        for result in (inverse(gram, 0.01), inverse_factor(gram, 0.01)):
+            assert torch.equal(result[dead], alone)
+            assert torch.equal(result[:, dead], alone)
+
+
+def test_all_inputs_dead_gives_a_usable_factor() -> None:
+    assert torch.equal(inverse_factor(torch.zeros(3, 3), 0.01), torch.eye(3))
+
+
+@pytest.mark.parametrize("width", [1, 2, 24, 130])
+def test_inverse_and_factor_agree_with_double_precision(width: int) -> None:
+    gram = some_gram(width, tokens=3 * width)
+    expected = torch.linalg.inv(damped(gram, 0.01).double())
+    factor = inverse_factor(gram, 0.01)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(inverse(gram, 0.01).double(), expected, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(factor.double().T @ factor.double(), expected, rtol=1e-4, atol=1e-5 * scale)
+    assert torch.equal(factor, factor.triu())
+    assert (factor.diagonal() > 0).all()
+
+
+def test_fewer_tokens_than_inputs_is_fine_with_damping() -> None:
+    gram = some_gram(40, tokens=5)
+    with capture_logs() as logs:
+        factor = inverse_factor(gram, 0.01)
+    assert not logs
+    assert torch.isfinite(factor).all()
+
+
+@pytest.mark.parametrize("solve", [inverse, inverse_factor])
+def test_failed_cholesky_raises_damping_tenfold_with_a_warning(solve) -> None:  # type: ignore[no-untyped-def]
+    # Eigenvalues 3 and -1, mean diagonal 1: positive definite from λ > 1, so 0.02 and 0.2 fail, 2 does not.
+    gram = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    with capture_logs() as logs:
+        found = solve(gram, 0.02)
+    assert [(log["log_level"], round(log["failed"], 6)) for log in logs] == [
+        ("warning", 0.02),
+        ("warning", 0.2),
+    ]
+    if solve is inverse_factor:
+        found = found.T @ found
+    torch.testing.assert_close(found, torch.linalg.inv(damped(gram, 2.0)))
+
+
+@pytest.mark.parametrize("solve", [inverse, inverse_factor])
+def test_hopeless_gram_is_an_error_and_never_an_identity(solve) -> None:  # type: ignore[no-untyped-def]
+    with capture_logs() as logs, pytest.raises(ValueError, match=r"not positive definite.*solver\.damping"):
+        solve(torch.tensor([[1.0, 1e9], [1e9, 1.0]]), 0.01)
+    assert len(logs) == grams.DAMPING_TRIES
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_overflowed_inputs_are_an_error(value: float) -> None:
+    gram = some_gram()
+    gram[2, 2] = value
+    with pytest.raises(ValueError, match="negative or not finite"):
+        inverse_factor(gram, 0.01)
+
+
+def test_full_precision_is_set_inside_and_restored_after() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+def test_gram_and_factor_on_a_gpu_are_full_fp32_even_when_tf32_is_on() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        inputs = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+        gram = torch.zeros(256, 256, device="cuda")
+        add_inputs(gram, inputs.cuda())
+        expected = inputs.double().T @ inputs.double()
+        torch.testing.assert_close(gram.cpu().double(), expected, rtol=1e-5, atol=1e-3)
+        factor = inverse_factor(gram, 0.01)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(factor.cpu(), inverse_factor(gram.cpu(), 0.01), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,175 @@
+"""Where text comes from: text, JSONL and Parquet files, here or on S3, and the documentation that Python brings."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from cluster.errors import InputError
+from cluster.storage import MissingKey, open_store
+from workflows.recipe import DataSource
+
+BUILTIN = "builtin:python-docs"
+STATEMENTS = {
+    "assert", "assignment", "async", "augassign", "await", "break", "class", "compound", "continue", "del", "else",
+    "for", "function", "global", "if", "import", "nonlocal", "pass", "raise", "return", "try", "while", "with", "yield",
+}  # fmt: skip
+TYPES = {
+    "booleans", "dict", "floating", "integers", "imaginary", "lists", "numbers", "numeric-types", "sequence-types",
+    "string-methods", "strings", "formatstrings", "truth",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Document:
+    """A piece of text that belongs together, and the slice it counts for."""
+
+    text: str
+    slice: str
+
+
+def read_documents(source: DataSource, role: str) -> list[Document]:
+    """The documents of a source's part.
+
+    Parts are cut by document number, so that parts that do not overlap share no document: a paragraph of a text
+    file, a line of JSONL, a row of Parquet.
+
+    Args:
+        source: what to read.
+        role: "calibration", "tuning" or "evaluation"; named in errors.
+
+    Raises:
+        InputError: it cannot be read or has no text; names the field, the file and, where it can, the line.
+    """
+    try:
+        documents = _python_docs() if source.source == BUILTIN else _reader(source)(_content(source.source), source)
+    except InputError as error:
+        raise InputError(f"data.{role}: {error.message}", error.hint) from error
+    documents = [one for one in documents if one.text.strip()]
+    if not documents:
+        raise InputError(f"data.{role}: {source.source} holds no text")
+    low, high = (int(share * len(documents)) for share in source.part)
+    if low == high:
+        raise InputError(f"data.{role}: part {list(source.part)} of {len(documents)} documents is empty; make it wider")
+    return documents[low:high] if source.slice else [Document(one.text, "all") for one in documents[low:high]]
+
+
+def fingerprint(source: DataSource) -> str:
+    """sha256 of a source's whole content: a changed file is other data."""
+    if source.source == BUILTIN:
+        return hashlib.sha256("\0".join(one.text for one in _python_docs()).encode()).hexdigest()
+    return hashlib.sha256(_content(source.source)).hexdigest()
+
+
+def _content(address: str) -> bytes:
+    folder, _, name = address.rpartition("/")
+    try:
+        if address.startswith("s3://"):
+            return open_store(folder).get(name)
+        return Path(address).expanduser().read_bytes()
+    except (MissingKey, FileNotFoundError) as error:
+        raise InputError(f"{address} is not there") from error
+    except OSError as error:
+        raise InputError(f"{address} cannot be read: {error.strerror}") from error
+
+
+def _reader(source: DataSource) -> Callable[[bytes, DataSource], list[Document]]:
+    readers = {".txt": _text, ".jsonl": _jsonl, ".parquet": _parquet}
+    suffix = Path(source.source).suffix.lower()
+    if suffix not in readers:
+        raise InputError(f"{source.source}: what kind of file is it? Known: {', '.join(readers)}, and {BUILTIN}")
+    return readers[suffix]
+
+
+def _text(content: bytes, source: DataSource) -> list[Document]:
+    if source.slice:
+        raise InputError(
+            f"{source.source}: a text file has no column for slices",
+            "Leave `slice` out, or use JSONL or Parquet.",
+        )
+    return [Document(paragraph, "all") for paragraph in _decoded(content, source.source).split("\n\n")]
+
+
+def _jsonl(content: bytes, source: DataSource) -> list[Document]:
+    documents = []
+    for number, line in enumerate(_decoded(content, source.source).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source.source}: line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{source.source}: line {number} is no JSON object")
+        values = [
+            _cell(row.get(column, row), column, row, f"{source.source}: line {number}") for column in _columns(source)
+        ]
+        documents.append(Document(values[0], values[-1]))
+    return documents
+
+
+def _parquet(content: bytes, source: DataSource) -> list[Document]:
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        names = file.schema_arrow.names
+        for column in _columns(source):
+            if column not in names:
+                raise InputError(f"{source.source}: no column {column!r}; there are: {', '.join(names)}")
+        rows = file.read(columns=list(dict.fromkeys(_columns(source)))).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{source.source} is no readable Parquet file: {error}") from error
+    documents = []
+    for number, row in enumerate(rows, 1):
+        values = [_cell(row[column], column, row, f"{source.source}: row {number}") for column in _columns(source)]
+        documents.append(Document(values[0], values[-1]))
+    return documents
+
+
+def _columns(source: DataSource) -> list[str]:
+    """The text's column, then the slice's (or the text's again when there are no slices)."""
+    return [source.text, source.slice or source.text]
+
+
+def _cell(value: object, column: str, row: dict[str, object], where: str) -> str:
+    if column not in row:
+        raise InputError(f"{where}: no field {column!r}; there are: {', '.join(map(str, row))}")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {column!r} holds a {type(value).__name__}, not text")
+    return value
+
+
+def _decoded(content: bytes, address: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{address} is no UTF-8 text: byte {error.start}") from error
+
+
+def _python_docs() -> list[Document]:
+    """The paragraphs of pydoc's topics, each once, by topic; slices: statements, types, language.
+
+    Topics quote each other, so a paragraph counts where it comes first: parts of this source share no text.
+    They come in the order of their names' digests, which mixes the slices over all parts.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    documents = []
+    for topic in sorted(topics, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        kind = (
+            "statements"
+            if topic in STATEMENTS
+            else "types"
+            if topic in TYPES or topic.startswith("types")
+            else "language"
+        )
+        for paragraph in topics[topic].split("\n\n"):
+            if paragraph.strip() and paragraph not in seen:
+                seen.add(paragraph)
+                documents.append(Document(paragraph, kind))
+    return documents

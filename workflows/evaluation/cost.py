@@ -1,0 +1,97 @@
+"""Money: from a price, a measured throughput and the user's traffic. Imports no torch: job files use it."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workflows.recipe import Strict
+
+SECONDS_PER_HOUR = 3600
+DAYS_PER_MONTH = 365.25 / 12
+
+
+class Traffic(Strict):
+    """What the model serves."""
+
+    requests_per_day: float = Field(100_000, gt=0, description="Requests that the model answers in a day.")
+    prompt_tokens: float = Field(500, gt=0, description="Tokens in a mean prompt.")
+    output_tokens: float = Field(100, gt=0, description="Tokens in a mean answer.")
+
+
+class Throughput(BaseModel):
+    """Tokens per second of one machine, as measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prefill: float
+    decode: float
+
+
+class Cost(BaseModel):
+    """What both models cost, in US dollars; every assumption is a sentence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    price_per_hour: float
+    dense_per_million: float
+    compressed_per_million: float
+    dense_per_month: float
+    compressed_per_month: float
+    run: float
+    months_to_pay_back: float | None  # None: never, nothing is saved
+    assumptions: tuple[str, ...]
+
+
+def seconds_per_request(throughput: Throughput, traffic: Traffic) -> float:
+    """Seconds of one machine for a mean request."""
+    return traffic.prompt_tokens / throughput.prefill + traffic.output_tokens / throughput.decode
+
+
+def cost(
+    dense: Throughput,
+    compressed: Throughput,
+    traffic: Traffic,
+    price_per_hour: float,
+    price_origin: str,
+    run_seconds: float,
+    machines: int,
+    measured_at: str,
+) -> Cost:
+    """Cost of serving with either model, of the run itself, and how soon it pays back.
+
+    Args:
+        dense, compressed: measured throughput of one machine.
+        traffic: the job's.
+        price_per_hour: of one machine, in US dollars.
+        price_origin: source and date of the price.
+        run_seconds: wall time of the run.
+        machines: that it took.
+        measured_at: the shape at which throughput was measured.
+    """
+    per_request = {
+        "dense": seconds_per_request(dense, traffic),
+        "compressed": seconds_per_request(compressed, traffic),
+    }
+    tokens = traffic.prompt_tokens + traffic.output_tokens
+    per_second = price_per_hour / SECONDS_PER_HOUR
+    million = {name: seconds * per_second / tokens * 1e6 for name, seconds in per_request.items()}
+    month = {
+        name: seconds * per_second * traffic.requests_per_day * DAYS_PER_MONTH for name, seconds in per_request.items()
+    }
+    run = run_seconds * machines * per_second
+    saved = month["dense"] - month["compressed"]
+    return Cost(
+        price_per_hour=price_per_hour,
+        dense_per_million=million["dense"],
+        compressed_per_million=million["compressed"],
+        dense_per_month=month["dense"],
+        compressed_per_month=month["compressed"],
+        run=run,
+        months_to_pay_back=run / saved if saved > 0 else None,
+        assumptions=(
+            f"A machine costs ${price_per_hour:g} an hour ({price_origin}).",
+            f"Traffic: {traffic.requests_per_day:,.0f} requests a day of {traffic.prompt_tokens:,.0f} prompt and "
+            f"{traffic.output_tokens:,.0f} output tokens, from the job.",
+            f"Throughput as measured at {measured_at}; no batching across requests.",
+            "Machines are paid for the seconds they work (full utilisation), so real bills are higher for both models alike.",
+            f"The run took {run_seconds:,.0f} s on {machines} machine(s); people's time is not counted.",
+        ),
+    )

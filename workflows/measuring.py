@@ -1,0 +1,99 @@
+"""Dense and compressed model, timed and weighed on the cluster's own hardware."""
+
+import multiprocessing
+import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from cluster.hardware.profiles import HardwareProfile
+from cluster.remote import call_each, largest_node_cpus
+from workflows.evaluation.cost import Traffic
+from workflows.evaluation.latency import Footprint, Shape, measure_footprint, measure_latency
+from workflows.models.decoder import load_model
+from workflows.models.state import ModelState
+from workflows.recipe import Recipe
+from workflows.reports.report import Measured
+from workflows.stages import serving_dtype
+
+ROUNDS = 15
+NEW_TOKENS = 16
+LONGEST_PROMPT = 2048
+
+
+def measure(
+    dense: ModelState,
+    compressed: ModelState,
+    recipe: Recipe,
+    profile: HardwareProfile,
+    traffic: Traffic,
+    stop: Callable[[], bool],
+) -> Measured:
+    """Runs both models side by side in one task that has the machine's cores to itself.
+
+    Args:
+        dense, compressed: what is compared.
+        recipe: gives the device.
+        profile: how many cores a model is served with.
+        traffic: the prompt's length is what is timed first; then a batch of short prompts.
+        stop: asked while waiting.
+    """
+    threads = min(profile.cores, largest_node_cpus())
+    prompt = min(round(traffic.prompt_tokens), LONGEST_PROMPT)
+    shapes = (
+        Shape(batch=1, prompt=prompt, new_tokens=NEW_TOKENS),
+        Shape(batch=4, prompt=128, new_tokens=NEW_TOKENS),
+    )
+    gpus = 1 if recipe.device == "cuda" else 0
+    arguments = (dense, compressed, shapes, threads, recipe.device, recipe.seed)
+    return call_each(measure_here, [arguments], cpus=threads, gpus=gpus, stop=stop)[0]
+
+
+def measure_here(
+    dense: ModelState, compressed: ModelState, shapes: tuple[Shape, ...], threads: int, device: str, seed: int
+) -> Measured:
+    """The measurement itself; runs in a task. Memory first, each model in a fresh process of its own."""
+    footprints = [fresh_process(footprint, state, shapes[0], threads, device) for state in (dense, compressed)]
+    torch.set_num_threads(threads)
+    models = [load(state, device) for state in (dense, compressed)]
+    timings = measure_latency(models[0], models[1], shapes, ROUNDS, seed)
+    return Measured(
+        timings=timings,
+        dense_footprint=footprints[0],
+        compressed_footprint=footprints[1],
+        machine=machine(),
+        threads=threads,
+    )
+
+
+def footprint(state: ModelState, shape: Shape, threads: int, device: str) -> Footprint:
+    """Peak memory and load time of one model."""
+    torch.set_num_threads(threads)
+    return measure_footprint(partial(load, state, device), shape)
+
+
+def load(state: ModelState, device: str) -> Any:
+    """The model as it is served."""
+    return load_model(state, getattr(torch, serving_dtype(state))).to(device)
+
+
+def fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new Python process and brings its result back."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    facts = {"processor": model, "Python": platform.python_version()}
+    if torch.cuda.is_available():
+        facts["GPU"] = torch.cuda.get_device_name()
+    return facts | {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,0 +1,71 @@
+"""How much memory a shard worker needs, told before anything runs."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from workflows.models.decoder import empty_model
+from workflows.pruning.solvers import SOLVERS
+from workflows.recipe import Recipe
+
+FFN_OUTPUT = "mlp.down_proj"
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """Bytes that one worker holds at its peak, above an idle Python with torch.
+
+    Attributes:
+        block: one block's weights in the type it is run in.
+        activations: hidden states of the worker's shards.
+        grams: statistics of one block, one per distinct input.
+    """
+
+    block: int
+    activations: int
+    grams: int
+
+    @property
+    def peak(self) -> int:
+        """A block, the next one on its way in, the activations and the statistics."""
+        return 2 * self.block + self.activations + self.grams
+
+
+def worker_memory(config: dict[str, Any], recipe: Recipe, workers: int) -> WorkerMemory:
+    """Peak memory of a worker, from the config alone.
+
+    Args:
+        config: the dense model's config.json.
+        recipe: gives type, calibration size, pattern and solver.
+        workers: how many share the calibration shards.
+    """
+    item = torch.finfo(getattr(torch, recipe.dtype)).bits // 8
+    with torch.device("meta"):
+        block = empty_model(config, torch.bfloat16).model.layers[0]
+    calibration = recipe.data.calibration
+    largest_share = math.ceil(recipe.data.shards / workers) / recipe.data.shards
+    windows = math.ceil((calibration.windows or 0) * largest_share)
+    return WorkerMemory(
+        block=item * sum(parameter.numel() for parameter in block.parameters()),
+        activations=item * windows * calibration.length * int(config["hidden_size"]),
+        grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe)),
+    )
+
+
+def input_widths(block: nn.Module, recipe: Recipe) -> list[int]:
+    """Widths of the distinct inputs whose statistics are kept (q, k, v share one, gate and up share one)."""
+    linears = {name: one.in_features for name, one in block.named_modules() if isinstance(one, nn.Linear)}
+    if recipe.target.pattern == "ffn":
+        return [linears[FFN_OUTPUT]]
+    shared = ("k_proj", "v_proj", "up_proj")
+    return [width for name, width in linears.items() if not name.endswith(shared)]
+
+
+def statistic_size(width: int, recipe: Recipe) -> int:
+    """Numbers in one input's statistics."""
+    if recipe.target.pattern == "ffn":
+        return width * width
+    return {"none": 0, "diagonal": width, "gram": width * width}[SOLVERS[recipe.solver.name].statistic]

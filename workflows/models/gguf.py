@@ -1,0 +1,66 @@
+"""A GGUF file becomes a stock Hugging Face directory, once: cached under the file's sha256."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from cluster.errors import InputError
+
+
+def converted(file: Path, cache: Path) -> Path:
+    """The directory made of a GGUF file, converting it if that was not done before.
+
+    Weights become bfloat16 safetensors. A conversion that is cut off leaves nothing.
+
+    Args:
+        file: the GGUF file.
+        cache: where converted models are kept.
+
+    Raises:
+        InputError: the file is missing or cannot be converted.
+    """
+    if not file.is_file():
+        raise InputError(f"model: {file} is not there")
+    with file.open("rb") as content:
+        if content.read(4) != b"GGUF":
+            raise InputError(f"model: {file} is no GGUF file")
+        content.seek(0)
+        target = cache / "gguf" / hashlib.file_digest(content, "sha256").hexdigest()
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as temporary:
+        made = Path(temporary) / "model"
+        convert(file, made)
+        try:
+            made.rename(target)
+        except OSError:  # somebody else was faster
+            if not target.is_dir():
+                raise
+    return target
+
+
+def convert(file: Path, directory: Path) -> None:
+    """Writes the model and its tokenizer as a stock directory."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise InputError("model: reading GGUF files needs a package", "pip install 'karikomi[gguf]'") from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(file.parent)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise InputError(f"model: {file} cannot be converted: {error}") from error
+    # transformers remembers that the weights came quantised; they are not any more.
+    model.hf_quantizer = None
+    for owner in (model, model.config):
+        if hasattr(owner, "quantization_config"):
+            del owner.quantization_config
+    model.save_pretrained(directory, max_shard_size="2GB")
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,124 @@
+"""Where a model comes from, what of it is read, and what it is known by."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.errors import InputError, Unavailable
+from cluster.storage import Store, Stored, open_store
+from workflows.models import gguf
+from workflows.models.safety import INDEX, read_config, weight_files
+
+TEXT_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
+class Source(BaseModel):
+    """A dense model, ready to be read.
+
+    Attributes:
+        uri: directory or s3:// prefix of a stock Hugging Face checkpoint.
+        config: its config.json.
+        weights: its safetensors files.
+        others: its tokenizer and generation files, taken over into releases as they are.
+        digest: sha256 over names and digests of weights, config and tokenizer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    config: dict[str, Any]
+    weights: tuple[Stored, ...]
+    others: tuple[str, ...]
+    digest: str
+
+
+def resolve_source(model: str, cache: Path) -> Source:
+    """Finds a model, refuses what is unsafe or not covered, and takes its digest.
+
+    Args:
+        model: directory, s3:// prefix, hub id or .gguf file.
+        cache: where converted and downloaded models are kept.
+
+    Raises:
+        InputError: missing, unsafe or not covered; names the file and field.
+        Unavailable: the store is out of reach.
+    """
+    store = open_store(_location(model, cache))
+    config = read_config(store)
+    sizes = {name: size for name in _names(store) if (size := store.size(name)) is not None}
+    weights = tuple(_digest(store, name, sizes[name]) for name in weight_files(store, sizes))
+    others = tuple(name for name in TEXT_FILES if name in sizes)
+    if "tokenizer.json" not in others and "tokenizer.model" not in others:
+        raise InputError(f"{store.uri}: tokenizer.json is missing; a model is compressed with its tokenizer")
+    named = {one.key: one.sha256 for one in weights} | {
+        name: hashlib.sha256(store.get(name)).hexdigest() for name in ("config.json", *others)
+    }
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return Source(uri=store.uri, config=config, weights=weights, others=others, digest=digest)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer; one on S3 is fetched into a directory that lives as long as this call."""
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    store = open_store(source.uri)
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("config.json", *source.others):
+            (Path(directory) / name).write_bytes(store.get(name))
+        return AutoTokenizer.from_pretrained(directory)
+
+
+def _location(model: str, cache: Path) -> str:
+    if model.startswith("s3://"):
+        return model
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return str(gguf.converted(path, cache))
+    if path.is_dir():
+        return str(path.absolute())
+    if HUB_ID.fullmatch(model) and not model.startswith((".", "/")):
+        return _from_hub(model)
+    raise InputError(f"model: {model} is not there: no directory, and no hub id (org/name)")
+
+
+def _from_hub(model: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    try:
+        wanted = ["*.safetensors", INDEX, "config.json", *TEXT_FILES]
+        return str(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise InputError(f"model: {model}: the hub refuses: {error}") from error
+        raise Unavailable(
+            f"model: {model} is no directory here, and the hub is out of reach",
+            "Give a directory, or run this where the hub can be reached.",
+        ) from error
+    except HFValidationError as error:
+        raise InputError(f"model: {model}: {error}") from error
+
+
+def _names(store: Store) -> list[str]:
+    """The files directly in the model's directory."""
+    if store.uri.startswith("s3://"):
+        return [key for key in store.keys("") if "/" not in key]
+    return sorted(path.name for path in Path(store.uri).iterdir() if path.is_file())
+
+
+def _digest(store: Store, name: str, size: int) -> Stored:
+    found = hashlib.sha256()
+    for piece in store.stream(name):
+        found.update(piece)
+    return Stored(key=name, sha256=found.hexdigest(), size=size)

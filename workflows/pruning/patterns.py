@@ -1,0 +1,142 @@
+"""Which weights may go together, and exactly how many.
+
+Every pattern is a group: of each `size` consecutive columns at least `keep` stay. "2:4" is (2, 4) and
+"unstructured" is (0, 1), so one code path serves both. Masks are True where a weight is KEPT.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The recipe allows this much between the written ratio and 1 - N/M (0.6667 is not 2/3).
+RATIO_TOLERANCE = 1e-6
+
+
+class Group(NamedTuple):
+    """Of each `size` consecutive columns at least `keep` stay."""
+
+    keep: int
+    size: int
+
+    def capacity(self, rows: int, cols: int) -> int:
+        """Most weights that may go from rows × cols, of whole groups."""
+        return rows * cols // self.size * (self.size - self.keep)
+
+
+def parse(pattern: str) -> Group:
+    """The group of a recipe's pattern.
+
+    Raises:
+        ValueError: it is neither "unstructured" nor "N:M" with 0 < N < M.
+    """
+    if pattern == "unstructured":
+        return Group(0, 1)
+    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not found or not 0 < int(found[1]) < int(found[2]):
+        raise ValueError(f'pattern "{pattern}" does not choose single weights; use "unstructured" or "N:M", 0 < N < M')
+    return Group(int(found[1]), int(found[2]))
+
+
+def pruned_count(rows: int, cols: int, sparsity: float, pattern: str = "unstructured") -> int:
+    """Weights that go from rows × cols.
+
+    Rounded up, so that the sum over row chunks is never below the claim for the whole matrix.
+
+    Raises:
+        ValueError: the pattern allows less than this sparsity, or its groups do not fit the columns.
+    """
+    keep, size = group = parse(pattern)
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity {sparsity} is not a share between 0 and 1")
+    _check_columns(cols, group)
+    capacity = group.capacity(rows, cols)
+    if abs(sparsity - (1 - keep / size)) <= RATIO_TOLERANCE:
+        return capacity
+    # The factor undoes float rounding: 0.55 × 100 is 55.00000000000001, and 55 is meant.
+    count = math.ceil(rows * cols * sparsity * (1 - 1e-12))
+    if count > capacity:
+        raise ValueError(f"sparsity {sparsity:g} cannot be met by pattern {pattern}: at most {1 - keep / size:g}")
+    return count
+
+
+def keep_mask(scores: Tensor, pattern: str, sparsity: float, per_row: bool) -> Tensor:
+    """Mask that keeps the highest scores and drops exactly `pruned_count` of them.
+
+    Args:
+        scores: [rows, cols], higher is more important; among equals the first index goes first.
+        pattern: as in the recipe.
+        sparsity: share that goes.
+        per_row: the same number from each row (give or take one, so that the total is exact), else the lowest
+            of the whole matrix.
+
+    Returns:
+        [rows, cols] bool, True where the weight is kept.
+
+    Raises:
+        ValueError: pattern, sparsity and shape do not fit, or a score is NaN.
+    """
+    rows, cols = scores.shape
+    count = pruned_count(rows, cols, sparsity, pattern)
+    return keep_mask_by_count(scores, parse(pattern), count, per_row)
+
+
+def keep_mask_by_count(scores: Tensor, group: Group, count: int, per_row: bool = False) -> Tensor:
+    """As `keep_mask`, for a count that is already known (at most what the group allows)."""
+    rows, cols = scores.shape
+    _check_columns(cols, group)
+    if torch.isnan(scores).any():
+        raise ValueError("a score is NaN: the weights or the calibration inputs hold NaN or infinity")
+    allowed = lowest_in_groups(scores, group)
+    if count == group.capacity(rows, cols):
+        return ~allowed
+    lines = rows if per_row else 1
+    order = torch.argsort(scores.reshape(lines, -1), dim=1, stable=True)
+    allowed_in_order = allowed.reshape(lines, -1).gather(1, order)
+    ends = torch.arange(1, lines + 1, device=scores.device) * count // lines
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    pruned_in_order = allowed_in_order & (allowed_in_order.cumsum(1) <= counts[:, None])
+    return ~torch.zeros_like(pruned_in_order).scatter_(1, order, pruned_in_order).reshape(rows, cols)
+
+
+def lowest_in_groups(scores: Tensor, group: Group) -> Tensor:
+    """True for the M - N lowest scores of each group: the ones that may go. [rows, cols] bool."""
+    rows, cols = scores.shape
+    order = torch.argsort(scores.reshape(rows, cols // group.size, group.size), dim=-1, stable=True)
+    lowest = torch.zeros_like(order, dtype=torch.bool)
+    return lowest.scatter_(-1, order[..., : group.size - group.keep], True).reshape(rows, cols)
+
+
+def achieved(weight: Tensor) -> float:
+    """Share of exact zeros; 0 for an empty tensor."""
+    return (weight.numel() - int(torch.count_nonzero(weight))) / max(weight.numel(), 1)
+
+
+def verify(weight: Tensor, pattern: str, sparsity: float) -> None:
+    """Checks that a matrix has the zeros it claims; for after every cast and every tuning.
+
+    Args:
+        weight: [rows, cols], any type.
+        pattern: as in the recipe.
+        sparsity: share claimed. At an N:M pattern's own ratio each group is checked, below it only the count.
+
+    Raises:
+        ValueError: fewer zeros than claimed, or a group with more than N non-zeros.
+    """
+    rows, cols = weight.shape
+    group = parse(pattern)
+    claimed = pruned_count(rows, cols, sparsity, pattern)
+    zeros = weight.numel() - int(torch.count_nonzero(weight))
+    if zeros < claimed:
+        raise ValueError(f"{zeros} of {weight.numel()} weights are zero, but sparsity {sparsity:g} claims {claimed}")
+    if claimed == group.capacity(rows, cols):
+        kept = torch.count_nonzero(weight.reshape(rows, cols // group.size, group.size), dim=-1)
+        if broken := int((kept > group.keep).sum()):
+            raise ValueError(f"{broken} groups of {group.size} columns keep more than {group.keep}: not {pattern}")
+
+
+def _check_columns(cols: int, group: Group) -> None:
+    if cols % group.size:
+        raise ValueError(f"pattern {group.keep}:{group.size} needs a multiple of {group.size} columns, not {cols}")

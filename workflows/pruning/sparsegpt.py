@@ -1,0 +1,105 @@
+"""SparseGPT (Frantar & Alistarh 2023): from left to right, the columns after repair each column's error.
+
+With H⁻¹ = UᵀU, the squared error of dropping w_i once all columns before i are fixed is (w_i / U_ii)²,
+and the best repair of the columns after i subtracts w_i / U_ii · U_i,i+1: from them.
+"""
+
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from workflows.pruning.patterns import Group, keep_mask_by_count, lowest_in_groups, parse, pruned_count
+from workflows.scoring.gram import full_precision, inverse_factor
+
+BLOCK_COLUMNS = 128
+
+
+class SparseGPT:
+    """Second-order choice and repair; see `solvers.Solver`."""
+
+    statistic: Final = "gram"
+
+    def prepare(self, statistic: Tensor, damping: float) -> Tensor:
+        """The factor U [in, in]; its diagonal is infinite for dead inputs: their weights cost nothing."""
+        factor = inverse_factor(statistic, damping)
+        factor.diagonal()[statistic.diagonal() == 0] = torch.inf
+        return factor
+
+    @full_precision()
+    def solve(self, weight: Tensor, prepared: Tensor | None, pattern: str, sparsity: float) -> Tensor:
+        """Pruned and repaired rows [rows, in].
+
+        Zeros of an earlier stage and weights of dead inputs are zero in the result even where they are more
+        than the count asks for.
+        """
+        assert prepared is not None, "sparsegpt needs the inverse factor of the Gram"
+        if not torch.isfinite(weight).all():
+            raise ValueError("the weights hold NaN or infinity")
+        group = parse(pattern)
+        rows, cols = weight.shape
+        count = pruned_count(rows, cols, sparsity, pattern)
+        steps = prepared.diagonal()
+        weight = weight.masked_fill(steps.isinf(), 0)
+        was_zero = weight == 0
+        edges = _block_edges(cols, group)
+        counts = _counts_per_block(was_zero, edges, group, count)
+        for (start, stop), block_count in zip(pairwise(edges), counts, strict=True):
+            block = weight[:, start:stop].clone()
+            errors = _solve_block(block, was_zero[:, start:stop], prepared[start:stop, start:stop], group, block_count)
+            weight[:, start:stop] = block
+            weight[:, stop:].addmm_(errors, prepared[start:stop, stop:], alpha=-1)
+        return weight
+
+
+def _block_edges(cols: int, group: Group) -> list[int]:
+    """Borders of the column blocks: no group straddles one."""
+    width = max(BLOCK_COLUMNS // group.size, 1) * group.size
+    return [*range(0, cols, width), cols]
+
+
+def _counts_per_block(was_zero: Tensor, edges: list[int], group: Group, count: int) -> list[int]:
+    """Splits a count over column blocks, exactly: existing zeros, and the rest in proportion to the room."""
+    rows = len(was_zero)
+    capacities = [group.capacity(rows, stop - start) for start, stop in pairwise(edges)]
+    zeros_in_groups = was_zero.reshape(rows, -1, group.size).sum(-1).clamp_(max=group.size - group.keep)
+    per_column_group = zeros_in_groups.sum(0)
+    taken = [int(per_column_group[a // group.size : b // group.size].sum()) for a, b in pairwise(edges)]
+    room = [capacity - zeros for capacity, zeros in zip(capacities, taken, strict=True)]
+    missing = max(count - sum(taken), 0)
+    counts, room_so_far, given = [], 0, 0
+    for zeros, own_room in zip(taken, room, strict=True):
+        room_so_far += own_room
+        until_here = missing * room_so_far // max(sum(room), 1)
+        counts.append(zeros + until_here - given)
+        given = until_here
+    return counts
+
+
+def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, count: int) -> Tensor:
+    """Prunes and repairs a block [rows, width] in place; returns the scaled errors [rows, width].
+
+    Unstructured masks are chosen for the whole block at its start; full N:M masks group by group, when the
+    errors of the columns before have arrived.
+    """
+    rows, width = block.shape
+    steps = factor.diagonal()
+    by_group = count == group.capacity(rows, width)
+    dropped = was_zero.clone()
+    if not by_group:
+        dropped |= ~keep_mask_by_count(_scores(block, steps, was_zero), group, count)
+    errors = torch.empty_like(block)
+    for i in range(width):
+        if by_group and i % group.size == 0:
+            own = slice(i, i + group.size)
+            dropped[:, own] |= lowest_in_groups(_scores(block[:, own], steps[own], was_zero[:, own]), group)
+        errors[:, i] = block[:, i] * dropped[:, i] / steps[i]
+        block[:, i + 1 :].addr_(errors[:, i], factor[i, i + 1 :], alpha=-1)
+    block.masked_fill_(dropped, 0)
+    return errors
+
+
+def _scores(weight: Tensor, steps: Tensor, was_zero: Tensor) -> Tensor:
+    """(w / U_ii)²; below zero for what an earlier stage removed, though a repair may have moved it."""
+    return (weight / steps).square_().masked_fill_(was_zero, -1)

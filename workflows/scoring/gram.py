@@ -1,0 +1,145 @@
+"""The Gram of a linear's inputs, G = XᵀX, and what solvers need of it: the damped inverse and its factor.
+
+G is a plain sum over tokens, never an average: sums of shards add up, and no solver minds the scale.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import structlog
+import torch
+from torch import Tensor
+
+log = structlog.get_logger()
+
+DAMPING_TRIES = 4
+Found = TypeVar("Found")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiplies fp32 matrices in fp32: no TF32, no bf16 in disguise. Also usable as a decorator."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@full_precision()
+def add_inputs(gram: Tensor, x: Tensor) -> None:
+    """Adds XᵀX to the Gram in place, without a second Gram in memory.
+
+    Args:
+        gram: [in, in] fp32, changed.
+        x: [..., in] inputs of the linear, any floating type; leading dimensions are tokens.
+    """
+    tokens = x.detach().reshape(-1, x.shape[-1]).float()
+    gram.addmm_(tokens.mT, tokens)
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """The invertible H = G + λI, with λ = damping × mean diagonal of G.
+
+    An input that was always zero (a dead input: zero row and column) gets 1 on the diagonal.
+
+    Args:
+        gram: [in, in] fp32.
+        damping: λ as a share of the mean diagonal.
+
+    Returns:
+        H as a new tensor [in, in].
+
+    Raises:
+        ValueError: the diagonal is negative or not finite, so this is no Gram.
+    """
+    return _damp_in_place(gram.clone(), damping)
+
+
+def inverse_factor(gram: Tensor, damping: float) -> Tensor:
+    """Upper triangular U with H⁻¹ = UᵀU, H the damped Gram: the factor that SparseGPT walks along.
+
+    U comes from one factorisation: with J the reversal of the order, JHJ = LLᵀ gives U = J L⁻¹ J. That saves
+    the explicit inverse and its second Cholesky, which costs more and can fail on its own.
+
+    Args:
+        gram: [in, in] fp32.
+        damping: first λ as a share of the mean diagonal; ×10 with a warning each time that Cholesky fails.
+
+    Returns:
+        U [in, in] fp32, zeros below the diagonal.
+
+    Raises:
+        ValueError: no Gram, or not positive definite even with the last damping.
+    """
+    factor = _cholesky(gram, damping, reverse=True)
+    inverted = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    torch.linalg.solve_triangular(factor, inverted, upper=False, out=inverted)
+    del factor
+    return inverted.flip(0, 1)
+
+
+def inverse(gram: Tensor, damping: float) -> Tensor:
+    """H⁻¹ of the damped Gram, symmetric.
+
+    Args:
+        gram: [in, in] fp32.
+        damping: as for `inverse_factor`.
+
+    Returns:
+        H⁻¹ [in, in] fp32.
+
+    Raises:
+        ValueError: no Gram, or not positive definite even with the last damping.
+    """
+    return torch.cholesky_inverse(_cholesky(gram, damping, reverse=False))
+
+
+def with_rising_damping(attempt: Callable[[float], Found | None], damping: float) -> Found:
+    """Calls `attempt` until it finds something: each None is logged and raises the damping tenfold.
+
+    Args:
+        attempt: takes a damping; returns its result, or None when the matrix was not positive definite.
+        damping: the first one.
+
+    Raises:
+        ValueError: the last of `DAMPING_TRIES` attempts failed too. Going on to where λ swamps G, or
+            taking an identity instead, would hide that the calibration data say nothing.
+    """
+    tried = damping
+    for _ in range(DAMPING_TRIES):
+        found = attempt(tried)
+        if found is not None:
+            return found
+        log.warning("Gram is not positive definite, damping is raised", failed=tried)
+        tried *= 10
+    raise ValueError(
+        f"the Gram of the calibration inputs is not positive definite, even with damping {tried / 10:g}; "
+        "use more or other calibration data, or a larger solver.damping"
+    )
+
+
+def _cholesky(gram: Tensor, damping: float, *, reverse: bool) -> Tensor:
+    """Lower factor of the damped Gram, or of the damped Gram in reversed order of inputs."""
+
+    def attempt(tried: float) -> Tensor | None:
+        matrix = _damp_in_place(gram.flip(0, 1) if reverse else gram.clone(), tried)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed.item() else factor
+
+    return with_rising_damping(attempt, damping)
+
+
+def _damp_in_place(matrix: Tensor, damping: float) -> Tensor:
+    diagonal = matrix.diagonal()
+    if not torch.isfinite(diagonal).all() or (diagonal < 0).any():
+        raise ValueError(
+            "the Gram's diagonal is negative or not finite: the calibration inputs overflowed or hold NaN; "
+            "check the model on this data, or run its blocks in float32"
+        )
+    dead = diagonal == 0
+    diagonal += damping * diagonal.mean()
+    diagonal[dead] = 1
+    return matrix

@@ -1,0 +1,133 @@
+"""The steps of a stage: prune, tune and judge one model state. Each is what `compress` hands to the journal."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+
+from cluster.errors import InputError
+from cluster.layerwise import run_blocks
+from cluster.remote import call_each
+from cluster.session import gang
+from cluster.spec import ClusterSpec
+from cluster.storage import Stored, open_store
+from workflows.blockwork import PruneStage
+from workflows.data.windows import Windows, from_parquet
+from workflows.evaluation.quality import Quality, measure_quality, merge
+from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint
+from workflows.models.decoder import load_model
+from workflows.models.state import ModelState
+from workflows.pruning.ffn import keep_count
+from workflows.recipe import Recipe
+from workflows.steps import Work
+
+Stop = Callable[[], bool]
+
+
+def config_after(dense: dict[str, Any], recipe: Recipe, sparsity: float) -> dict[str, Any]:
+    """The model's config after a stage: narrower MLPs for `ffn`, unchanged for zeros.
+
+    Raises:
+        InputError: the ratio cannot be met by whole channels.
+    """
+    if recipe.target.pattern != "ffn":
+        return dense
+    try:
+        return dense | {"intermediate_size": keep_count(int(dense["intermediate_size"]), sparsity)}
+    except ValueError as error:
+        raise InputError(f"stages: sparsity {sparsity}: {error}") from error
+
+
+def check_pattern(dense: ModelState, recipe: Recipe) -> None:
+    """Whether every linear of the model can take the pattern.
+
+    Raises:
+        InputError: names the linear whose columns are no multiple of M.
+    """
+    if recipe.target.n_m is None:
+        return
+    group = recipe.target.n_m[1]
+    for name, shape in Checkpoint(dense).shapes().items():
+        if name.startswith(BLOCK_PREFIX) and len(shape) == 2 and shape[1] % group:
+            raise InputError(
+                f"target.pattern: {recipe.target.pattern} cannot be met: {name} has {shape[1]} columns, "
+                f"no multiple of {group}"
+            )
+
+
+def prune(
+    work: Work,
+    before: ModelState,
+    config: dict[str, Any],
+    windows: Stored,
+    recipe: Recipe,
+    sparsity: float,
+    cluster: ClusterSpec,
+    stop: Stop,
+) -> ModelState:
+    """Prunes every block with the layer-wise engine; goes on after the blocks that were recorded before."""
+    stage = PruneStage(
+        before=before,
+        config=config,
+        windows_key=windows.key,
+        shard_count=recipe.data.shards,
+        pattern=recipe.target.pattern,
+        sparsity=sparsity,
+        solver=recipe.solver,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        threads=recipe.threads,
+        key_prefix=work.prefix("blocks"),
+    )
+
+    def on_block(block: int, stored: Stored) -> None:
+        work.record_block(block, stored)
+        work.advanced(block + 1, before.block_count)
+
+    with gang(cluster, recipe.threads) as group:
+        blocks = run_blocks(stage, group, work.finished_blocks(), on_block, stop)
+    return before.model_copy(update={"config": config, "blocks": tuple(blocks)})
+
+
+def evaluate(
+    work: Work, state: ModelState, windows: Stored, recipe: Recipe, cluster: ClusterSpec, stop: Stop
+) -> Quality:
+    """Judges a model on the evaluation windows, some windows per task; the split does not change the result."""
+    count = len(_windows(state, windows, "evaluation").slices)
+    slots = min(cluster.workers, count)
+    bounds = [count * slot // slots for slot in range(slots + 1)]
+    parts = call_each(
+        evaluate_part,
+        [(state, windows, low, high, recipe) for low, high in itertools.pairwise(bounds)],
+        cpus=recipe.threads,
+        gpus=cluster.gpus_per_worker,
+        stop=stop,
+        on_done=work.advanced,
+    )
+    return merge(parts)
+
+
+def evaluate_part(state: ModelState, windows: Stored, low: int, high: int, recipe: Recipe) -> Quality:
+    """Quality on evaluation windows low..high; runs in a task."""
+    torch.set_num_threads(recipe.threads)
+    all_windows = _windows(state, windows, "evaluation")
+    part = Windows(tokens=all_windows.tokens[low:high], slices=all_windows.slices[low:high])
+    model = load_model(state, getattr(torch, serving_dtype(state))).to(recipe.device)
+    return measure_quality(model, part)
+
+
+def parameter_count(state: ModelState) -> int:
+    """All parameters of a model, zeros counted, tied ones once."""
+    return sum(math.prod(shape) for shape in Checkpoint(state).shapes().values())
+
+
+def serving_dtype(state: ModelState) -> Literal["float32", "bfloat16"]:
+    """The type in which a model is judged, tuned and timed: the one it is stored in, as it will be served."""
+    stored = str(state.config.get("dtype") or state.config.get("torch_dtype") or "float32")
+    return cast(Literal["float32", "bfloat16"], stored if stored in ("float32", "bfloat16") else "float32")
+
+
+def _windows(state: ModelState, windows: Stored, role: str) -> Windows:
+    return from_parquet(open_store(state.store).get(windows.key))[role]

@@ -1,0 +1,69 @@
+"""What tuning minimises: the next token's loss, and the divergence from the dense model's predictions."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from workflows.evaluation.quality import HEAD_CHUNK, next_token_logits
+
+
+class Objective(nn.Module):
+    """Loss of a student against text and teacher.
+
+    Final norm and head are the dense model's own in both, since only blocks are tuned; so the student borrows the
+    teacher's head. Logits are made in chunks of tokens and made again in the backward pass: those of a whole window of
+    a 262k-word vocabulary would be the largest thing in memory.
+
+    Args:
+        student: the model that is tuned.
+        teacher: the dense model; gives the head, and with `distill_weight` > 0 the targets.
+        distill_weight: α in (1 - α) · cross entropy + α · KL(teacher ‖ student), both per token.
+    """
+
+    def __init__(self, student: Any, teacher: Any, distill_weight: float) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = [teacher]  # in a list, so that it is no submodule: nobody shards or tunes it
+        self.distill_weight = distill_weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mean losses [3] over tokens [windows, length]: total, cross entropy, KL; gradients flow from the first."""
+        teacher = self._teacher[0]
+        hidden = self.student.model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        targets = tokens[:, 1:].flatten()
+        wanted = None
+        if self.distill_weight:
+            with torch.no_grad():
+                wanted = teacher.model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        sums = torch.zeros(2, dtype=torch.float32, device=tokens.device)
+        for start in range(0, len(targets), HEAD_CHUNK):
+            part = slice(start, start + HEAD_CHUNK)
+            sums = sums + checkpoint(
+                token_losses, teacher, hidden[part], targets[part], None if wanted is None else wanted[part],
+                use_reentrant=False,
+            )  # fmt: skip
+        lm, kl = sums / len(targets)
+        total = (1 - self.distill_weight) * lm + self.distill_weight * kl
+        return torch.stack([total, lm.detach(), kl.detach()])
+
+
+def token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+    """Summed cross entropy and KL(teacher ‖ student) of some tokens, [2] fp32.
+
+    Args:
+        head: model whose head turns hidden states into logits.
+        hidden: the student's [tokens, width].
+        targets: next tokens [tokens].
+        wanted: the teacher's hidden states [tokens, width]; without them the KL is 0.
+    """
+    log_student = functional.log_softmax(next_token_logits(head, hidden), dim=-1)
+    lm = functional.nll_loss(log_student, targets, reduction="sum")
+    if wanted is None:
+        return torch.stack([lm, torch.zeros_like(lm)])
+    with torch.no_grad():
+        log_teacher = functional.log_softmax(next_token_logits(head, wanted), dim=-1)
+    kl = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return torch.stack([lm, kl])
