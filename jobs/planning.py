@@ -46,7 +46,7 @@ def sentences(job: Job) -> Iterator[str]:
         )
     memory = worker_memory(source.config, recipe, cluster.workers)
     yield (
-        f"Machines: {cluster.workers} workers with {recipe.threads} CPU threads and {cluster.gpus_per_worker:g} GPUs each, "
+        f"Machines: {cluster.workers} workers, each {recipe.threads} CPU threads and {cluster.gpus_per_worker:g} GPUs, "
         f"on {'an embedded Ray' if cluster.address == 'embedded' else cluster.address}."
     )
     yield (

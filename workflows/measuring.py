@@ -37,7 +37,8 @@ def measure(
     """Runs both models side by side in one task that has the machine's cores to itself.
 
     Args:
-        dense, compressed: what is compared.
+        dense: what is compressed.
+        compressed: what came of it.
         recipe: gives the device.
         profile: how many cores a model is served with.
         traffic: the prompt's length is what is timed first; then a batch of short prompts.

@@ -75,7 +75,7 @@ def build_windows(role: str, source: DataSource, tokenizer: Any, seed: int) -> W
     wanted = source.windows or available
     if available < max(wanted, 1):
         raise InputError(
-            f"data.{role}: {source.source} gives {available} windows of {source.length} tokens, {wanted or 1} are asked for",
+            f"data.{role}: {source.source} gives {available} windows of {source.length} tokens, not {wanted or 1}",
             "Give more text or a wider part, or ask for fewer or shorter windows.",
         )
     chosen = choose({label: len(rows) for label, rows in cut.items()}, wanted, seed)

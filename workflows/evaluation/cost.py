@@ -58,7 +58,8 @@ def cost(
     """Cost of serving with either model, of the run itself, and how soon it pays back.
 
     Args:
-        dense, compressed: measured throughput of one machine.
+        dense: measured throughput of one machine with the dense model.
+        compressed: the same with the compressed one.
         traffic: the job's.
         price_per_hour: of one machine, in US dollars.
         price_origin: source and date of the price.
@@ -91,7 +92,7 @@ def cost(
             f"Traffic: {traffic.requests_per_day:,.0f} requests a day of {traffic.prompt_tokens:,.0f} prompt and "
             f"{traffic.output_tokens:,.0f} output tokens, from the job.",
             f"Throughput as measured at {measured_at}; no batching across requests.",
-            "Machines are paid for the seconds they work (full utilisation), so real bills are higher for both models alike.",
+            "Machines are paid for the seconds they work (full utilisation); real bills are higher for both alike.",
             f"The run took {run_seconds:,.0f} s on {machines} machine(s); people's time is not counted.",
         ),
     )

@@ -78,7 +78,8 @@ def measure_latency(
     In each round the two models take turns in random order, so that a drift of the machine meets both alike.
 
     Args:
-        dense, compressed: Hugging Face causal language models on the same device.
+        dense: a Hugging Face causal language model.
+        compressed: another one of the same vocabulary, on the same device.
         shapes: batch, prompt and new tokens.
         rounds: counted rounds per shape.
         seed: of tokens and order.

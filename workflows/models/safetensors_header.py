@@ -1,4 +1,4 @@
-"""Reads a safetensors header strictly: the first thing of a foreign file that is believed, so nothing is taken on trust."""
+"""Reads a safetensors header strictly: it is the first thing of a foreign file that is believed."""
 
 import json
 import math

@@ -1,0 +1,43 @@
+"""What all tests share: a quiet environment, a real S3 server, a store in a directory and one on S3."""
+
+import os
+import sys
+import uuid
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anybody imports Ray, which reads it once
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from cluster.local_s3 import LocalS3
+from cluster.storage import open_store
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_find_the_tests():
+    """Ray's workers import classes that tests define."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *(str(p) for p in HERE.iterdir() if p.is_dir()), *sys.path])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A real SeaweedFS on loopback; the environment names it and its owner's keys."""
+    with LocalS3(tmp_path_factory.mktemp("s3"), bucket="tests") as server:
+        before = {name: os.environ.get(name) for name in server.environment()}
+        os.environ.update(server.environment())
+        yield server
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request, tmp_path):
+    """An empty store, of both kinds."""
+    if request.param == "directory":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("s3")
+    return open_store(f"s3://tests/{uuid.uuid4().hex}")

@@ -1,0 +1,69 @@
+"""Tiny random models, real in every other way: real architectures, a real tokenizer, stock checkpoints."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
+SLIDING = {"sliding_window": 16}
+SPECIAL = {
+    "llama": {},
+    "mistral": SLIDING,
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "gemma3": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+}
+
+
+def write_tiny_model(
+    directory: Path | str,
+    family: str = "llama",
+    layers: int = 2,
+    hidden: int = 64,
+    ffn: int = 128,
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    max_shard_size: str = "5GB",
+) -> Path:
+    """Writes a stock Hugging Face directory: config, safetensors, tokenizer."""
+    directory = Path(directory)
+    tokenizer = byte_tokenizer()
+    special = dict(SPECIAL[family])
+    if family == "gemma3":
+        special["layer_types"] = [("full" if i % 2 else "sliding") + "_attention" for i in range(layers)]
+    config = AutoConfig.for_model(
+        "gemma3_text" if family == "gemma3" else family,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=2048,
+        tie_word_embeddings=family.startswith("gemma"),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **special,
+    )
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(
+        directory, max_shard_size=max_shard_size
+    )
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and <pad>, <bos>, <eos>: needs no training and loses nothing."""
+    special = ["<pad>", "<bos>", "<eos>"]
+    words = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=2048
+    )
