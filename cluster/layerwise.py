@@ -39,8 +39,13 @@ class Unit(Protocol):
 class BlockWork(Protocol):
     """What is done to a block. Travels to every worker, so it is small and picklable."""
 
-    block_count: int
-    shard_count: int
+    @property
+    def block_count(self) -> int:
+        """Blocks of the model."""
+
+    @property
+    def shard_count(self) -> int:
+        """Calibration shards."""
 
     def setup(self) -> None:
         """Called once in every process (threads, device)."""

@@ -124,7 +124,9 @@ class S3Store(Store):
             with self._errors(self.bucket):
                 self._client.head_bucket(Bucket=self.bucket)
         except MissingKey as error:
-            raise InputError(f"{self.uri}: there is no bucket {self.bucket}", "Create it, or choose another.") from error
+            raise InputError(
+                f"{self.uri}: there is no bucket {self.bucket}", "Create it, or choose another."
+            ) from error
         key = f".probe-{uuid4().hex}"
         self.put(key, b"probe")
         try:

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, WorkerCrashedError
 
 from cluster.errors import Cancelled, InputError, KarikomiError, Unavailable
 from cluster.session import shortage
 
-FAILURES = 2  # lost ranks after which the group is started again, from the step's beginning
+ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
 LOOK_AGAIN = 0.5  # seconds
 
 
@@ -86,15 +87,36 @@ def train(
             shortage(bundle, ranks, total, ray.available_resources()),
             "Ask for fewer tune.ranks, or a larger cluster.",
         )
+    for _ in range(ATTEMPTS):
+        try:
+            return _attempt(loop, argument, ranks, bundle, on_news, stop)
+        except RankLost as error:
+            lost = error
+    raise Unavailable(f"tune: ranks were lost {ATTEMPTS} times over: {lost}", "Run the same command again.")
+
+
+class RankLost(Exception):
+    """A rank's process or machine is gone."""
+
+
+def _attempt(
+    loop: Callable[[Any, Any], Any],
+    argument: Any,
+    ranks: int,
+    bundle: dict[str, float],
+    on_news: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool],
+) -> Any:
+    """One group from start to end; Ray Train runs in a thread, so that this one can look and stop.
+
+    Raises:
+        RankLost: and nothing came of it.
+    """
     board = Board.remote()  # type: ignore[attr-defined]
     storage = tempfile.mkdtemp(prefix="karikomi-train-")
     failure: list[BaseException] = []
-    thread = threading.Thread(
-        target=_fit,
-        args=(loop, argument, board, ranks, bundle, storage, failure),
-        daemon=True,
-        name="ray-train",
-    )
+    arguments = (loop, argument, board, ranks, bundle, storage, failure)
+    thread = threading.Thread(target=_fit, args=arguments, daemon=True, name="ray-train")
     try:
         thread.start()
         seen: dict[str, Any] = {}
@@ -109,7 +131,7 @@ def train(
         if stop():
             raise Cancelled("stopped while tuning; this step begins anew next time")
         if failure:
-            raise _readable(failure[0])
+            raise _readable(failure[0]) from failure[0]
         return ray.get(board.take.remote())
     finally:
         ray.kill(board)
@@ -148,7 +170,8 @@ def _fit(
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=FAILURES, controller_failure_limit=FAILURES),
+            # Ray Train's own limits are endless by default; starting again is ours to do, in `train`.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
     try:
@@ -165,14 +188,13 @@ def _rank(config: dict[str, Any]) -> None:
 
 
 def _readable(error: BaseException) -> BaseException:
-    """A user's error from within the ranks, else one that says what was lost."""
-    for rank_error in getattr(error, "worker_failures", {}).values():
-        cause = getattr(rank_error, "cause", rank_error)
+    """A user's error from within the ranks; `RankLost` when one of them died; else what Ray says."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    causes = [getattr(one, "cause", None) or one for one in failures]
+    for cause in causes:
         if isinstance(cause, KarikomiError):
             return cause
-    text = str(error)
-    if "died" in text or "crashed" in text or "unavailable" in text.lower():
-        return Unavailable(
-            f"tune: ranks were lost {FAILURES + 1} times over: {text[-500:]}", "Run the same command again."
-        )
+    # A dead rank also breaks its peers' connections, so their errors count for nothing then.
+    if any(isinstance(one, RayActorError | WorkerCrashedError) or "died" in str(one) for one in causes):
+        return RankLost(str(error)[:500])
     return error

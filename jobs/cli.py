@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Makes a Transformer model smaller and faster: scores, prunes, repairs, measures, publishes.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 gate not met, 75 machines or store lost (retry), 130 cancelled.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 gate not met, 75 machines or store lost (retry), 130 stopped.",
 )
 out = Console()
 err = Console(stderr=True)

@@ -96,7 +96,7 @@ class UniqueKeys(yaml.SafeLoader):
         """Builds a mapping after looking for doubled keys."""
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be plain")
             if key in seen:

@@ -37,11 +37,12 @@ def sentences(job: Job) -> Iterator[str]:
         f"digest {source.digest[:12]}; it is only read."
     )
     for number, stage in enumerate(recipe.stages, 1):
-        repair = f"then {stage.tune.steps} tuning steps on {stage.tune.ranks} ranks (ZeRO-{stage.tune.zero})"
+        tune = stage.tune
+        repair = f"then {tune.steps} tuning steps on {tune.ranks} ranks (ZeRO-{tune.zero})" if tune else "untuned"
         how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
         yield (
             f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
-            f"{repair if stage.tune else 'untuned'}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
+            f"{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
             f"worst slice at most +{recipe.gates.worst_slice_increase:.0%}."
         )
     memory = worker_memory(source.config, recipe, cluster.workers)

@@ -1,6 +1,7 @@
 """Tiny random models, real in every other way: real architectures, a real tokenizer, stock checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -54,6 +55,25 @@ def write_tiny_model(
         directory, max_shard_size=max_shard_size
     )
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_trained_model(directory: Path | str, steps: int = 60, **shape: Any) -> Path:
+    """A tiny model that has learnt a little English from Python's documentation, so that pruning can hurt it."""
+    from pydoc_data.topics import topics
+
+    directory = write_tiny_model(directory, dtype="float32", **shape)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    text = byte_tokenizer()("".join(topics[name] for name in sorted(topics))[:200_000])["input_ids"]
+    windows = torch.tensor(text[: len(text) // 64 * 64]).reshape(-1, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        batch = windows[torch.randint(len(windows), (16,), generator=random)]
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.to(torch.bfloat16).save_pretrained(directory)
     return directory
 
 

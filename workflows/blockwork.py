@@ -108,7 +108,7 @@ class PruneStage:
         linears = {name: module.get_submodule(name) for name in groups}
         only_diagonal = self.pattern != "ffn" and SOLVERS[self.solver.name].statistic == "diagonal"
         sums = {
-            name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=self.device)
+            name: torch.zeros((int(linear.in_features),) * (1 if only_diagonal else 2), device=self.device)
             for name, linear in linears.items()
         }
 

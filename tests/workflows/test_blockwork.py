@@ -72,7 +72,7 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
         linears = {name: one for name, one in layer.named_modules() if isinstance(one, torch.nn.Linear)}
         grams = {name: torch.zeros(one.in_features, one.in_features) for name, one in linears.items()}
         hooks = [
-            one.register_forward_pre_hook(lambda _, args, name=name: add_inputs(grams[name], args[0]))
+            one.register_forward_pre_hook(lambda _, args, gram=grams[name]: add_inputs(gram, args[0]))
             for name, one in linears.items()
         ]
         for window in stage._tokens:

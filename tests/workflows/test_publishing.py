@@ -118,7 +118,7 @@ def test_a_wrong_byte_is_caught_and_leaves_no_directory(store, tmp_path):
     damaged = bytearray(store.get(key))
     damaged[50] ^= 1
     store.put(key, bytes(damaged))
-    with pytest.raises(InputError, match="model-outer.safetensors is not what the manifest says"):
+    with pytest.raises(InputError, match=r"model-outer\.safetensors is not what the manifest says"):
         pull(store, "chat", "1", tmp_path / "out")
     assert list(tmp_path.glob("out*")) + list(tmp_path.glob(".pull*")) == []
 

@@ -68,9 +68,8 @@ def build_windows(role: str, source: DataSource, tokenizer: Any, seed: int) -> W
         stream = np.concatenate([np.asarray(one, dtype=np.int32) for one in encoded])
         count = len(stream) // body
         rows = stream[: count * body].reshape(count, body)
-        cut[label] = np.concatenate(
-            [np.full((count, len(start)), start, dtype=np.int32).reshape(count, -1), rows], axis=1
-        )
+        starts = np.tile(np.asarray(start, dtype=np.int32), (count, 1))
+        cut[label] = np.concatenate([starts, rows], axis=1)
     available = sum(len(rows) for rows in cut.values())
     wanted = source.windows or available
     if available < max(wanted, 1):

@@ -21,7 +21,7 @@ from workflows.models.state import ModelState
 EAGER_ATTENTION = {"gemma2"}
 
 
-def empty_model(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
     """The model with parameters on the meta device (no memory) and real buffers (rotary tables, scales)."""
     hf_config = AutoConfig.for_model(**config)
     attention = "eager" if config["model_type"] in EAGER_ATTENTION else "sdpa"
@@ -30,7 +30,7 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def load_model(state: ModelState, dtype: torch.dtype) -> nn.Module:
+def load_model(state: ModelState, dtype: torch.dtype) -> Any:
     """The whole model in memory, for judging and tuning; every tensor must be there, none may be left over.
 
     Args:

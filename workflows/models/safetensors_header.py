@@ -74,7 +74,7 @@ def _tensor(name: str, entry: Any, data: int) -> TensorInfo:
         whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"tensor {name}: its entry is incomplete") from error
-    if not whole or dtype not in BYTES or end - start != math.prod(shape) * BYTES[dtype]:
+    if not whole or not isinstance(dtype, str) or dtype not in BYTES or end - start != math.prod(shape) * BYTES[dtype]:
         raise InputError(f"tensor {name}: {dtype} {list(shape)} does not fit its bytes {start} to {end}")
     return TensorInfo(dtype, shape, data + start, data + end)
 

@@ -17,7 +17,7 @@ def quality_against_size(report: Report) -> str:
     points = [("dense", report.dense_size.parameters, report.dense, True)]
     points += [(f"stage {one.stage}", one.parameters, one.final, one.verdict.passed) for one in report.history]
     drawn = [(label, size / 1e6, quality, passed) for label, size, quality, passed in points if quality.finite]
-    axes.plot([one[1] for one in drawn], [one[2].perplexity for one in drawn], color="#bbb", zorder=1)
+    axes.plot([one[1] for one in drawn], [one[2].perplexity or 0.0 for one in drawn], color="#bbb", zorder=1)
     for label, size, quality, passed in drawn:
         interval, middle = quality.interval(), quality.perplexity
         assert interval is not None

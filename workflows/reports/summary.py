@@ -112,7 +112,7 @@ def quality_row(label: str, dense: Quality, compressed: Quality) -> Row:
         interval = one.interval()
         assert interval is not None
         cells.append(f"{one.perplexity:.2f} ({interval[0]:.2f} to {interval[1]:.2f})")
-    return Row(label, *cells, f"{change(dense.perplexity or 0, compressed.perplexity or 0):+.1%}")
+    return Row(label, cells[0], cells[1], f"{change(dense.perplexity or 0, compressed.perplexity or 0):+.1%}")
 
 
 def timing_rows(timing: PairedTiming) -> list[Row]:
@@ -126,7 +126,7 @@ def timing_rows(timing: PairedTiming) -> list[Row]:
         for one in (timing.dense, timing.compressed)
     ]
     return [
-        Row(f"{timing.phase}, {place}: p50 / p90 / p99, {unit}", *cells, faster(timing)),
+        Row(f"{timing.phase}, {place}: p50 / p90 / p99, {unit}", cells[0], cells[1], faster(timing)),
         row(
             "  tokens a second",
             timing.dense.tokens_per_second,

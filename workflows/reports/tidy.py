@@ -41,12 +41,12 @@ def measurements(report: Report) -> Iterator[tuple[Any, ...]]:
         shape = timing.shape
         label = f"batch={shape.batch} prompt={shape.prompt} new={shape.new_tokens}"
         yield report.stage, "compressed", f"{timing.phase}_speedup", label, *timing.speedup(), "1"
-        for stage, model, one in (
+        for stage, model, phase in (
             (0, "dense", timing.dense),
             (report.stage, "compressed", timing.compressed),
         ):
-            low, high = one.percentile(10), one.percentile(90)
-            yield stage, model, f"{timing.phase}_seconds", label, one.percentile(50), low, high, "s"
+            low, high = phase.percentile(10), phase.percentile(90)
+            yield stage, model, f"{timing.phase}_seconds", label, phase.percentile(50), low, high, "s"
     yield 0, "dense", "cost_per_million_tokens", "all", report.cost.dense_per_million, None, None, "USD"
     yield (
         report.stage,

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from workflows.evaluation.quality import HEAD_CHUNK, next_token_logits
 
@@ -14,8 +13,8 @@ class Objective(nn.Module):
     """Loss of a student against text and teacher.
 
     Final norm and head are the dense model's own in both, since only blocks are tuned; so the student borrows the
-    teacher's head. Logits are made in chunks of tokens and made again in the backward pass: those of a whole window of
-    a 262k-word vocabulary would be the largest thing in memory.
+    teacher's head. Logits are made in chunks of tokens: those of a whole window of a 262k-word vocabulary would be
+    the largest thing in memory.
 
     Args:
         student: the model that is tuned.
@@ -38,16 +37,47 @@ class Objective(nn.Module):
         if self.distill_weight:
             with torch.no_grad():
                 wanted = teacher.model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        sums = torch.zeros(2, dtype=torch.float32, device=tokens.device)
-        for start in range(0, len(targets), HEAD_CHUNK):
+        total, lm, kl = HeadLoss.apply(hidden, teacher, targets, wanted, self.distill_weight)
+        return torch.stack([total, lm, kl])
+
+
+class HeadLoss(torch.autograd.Function):
+    """Losses of hidden states under a frozen head, chunk by chunk.
+
+    The head is frozen, so the gradient with respect to the hidden states is all that a backward pass needs of it: it
+    is taken right where the logits are, which are then dropped and never made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: Any,
+        targets: torch.Tensor,
+        wanted: torch.Tensor | None,
+        distill_weight: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean losses per token (total, cross entropy, KL); see `Objective` and `token_losses`."""
+        count = len(targets)
+        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        gradients = []
+        for start in range(0, count, HEAD_CHUNK):
             part = slice(start, start + HEAD_CHUNK)
-            sums = sums + checkpoint(
-                token_losses, teacher, hidden[part], targets[part], None if wanted is None else wanted[part],
-                use_reentrant=False,
-            )  # fmt: skip
-        lm, kl = sums / len(targets)
-        total = (1 - self.distill_weight) * lm + self.distill_weight * kl
-        return torch.stack([total, lm.detach(), kl.detach()])
+            states = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                losses = token_losses(head, states, targets[part], None if wanted is None else wanted[part])
+                mean = ((1 - distill_weight) * losses[0] + distill_weight * losses[1]) / count
+            gradients.append(torch.autograd.grad(mean, states)[0])
+            sums += losses.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        lm, kl = sums / count
+        return (1 - distill_weight) * lm + distill_weight * kl, lm, kl
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Only the total has a gradient."""
+        (saved,) = ctx.saved_tensors
+        return gradient * saved, None, None, None, None
 
 
 def token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:

@@ -63,13 +63,19 @@ class TuneWork:
     seed: int
 
 
-def tune(work: TuneWork, on_step: Callable[[int, int, dict[str, float]], None], stop: Callable[[], bool]) -> Tuned:
+def tune(
+    work: TuneWork,
+    on_step: Callable[[int, int, dict[str, float]], None],
+    stop: Callable[[], bool],
+    loop: Callable[[Any, Any], None] | None = None,
+) -> Tuned:
     """Tunes a model on `work.tune.ranks` ranks.
 
     Args:
         work: what is tuned, on what, how long.
         on_step: told step, steps and rank 0's losses.
         stop: asked while it goes on.
+        loop: what every rank runs, `tune_rank` if not given.
 
     Raises:
         Unavailable, Cancelled, InputError: see `cluster.training.train`.
@@ -81,7 +87,7 @@ def tune(work: TuneWork, on_step: Callable[[int, int, dict[str, float]], None], 
             on_step(news["step"], work.steps, {"loss": news["total"], "kl": news["distillation"]})
 
     gpus = 1 if work.device == "cuda" else 0
-    found = train(tune_rank, work, work.tune.ranks, work.threads, gpus, on_news, stop)
+    found = train(loop or tune_rank, work, work.tune.ranks, work.threads, gpus, on_news, stop)
     assert found is not None, "rank 0 ended without a result"
     return Tuned.model_validate(found)
 

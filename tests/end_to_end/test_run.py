@@ -1,0 +1,222 @@
+"""The whole way, as a user goes it: the command line, a real Ray, real DeepSpeed ranks, a real S3 server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from models_for_tests import write_trained_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.storage import open_store
+from workflows.publishing import find_version
+
+PART = {"source": "builtin:python-docs", "length": 64}
+STEPS_OF_A_RUN = 9  # windows, evaluate, prune, evaluate, tune, evaluate, format, measure, publish
+PATIENCE = 240  # seconds after which a run that should have ended has hung
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_trained_model(tmp_path_factory.mktemp("e2e") / "model", layers=3)
+
+
+def write_job(directory: Path, model: Path, to: str, **changes) -> Path:
+    job = {
+        "name": "tiny",
+        "model": str(model),
+        "data": {
+            "calibration": PART | {"part": [0, 0.2], "windows": 8},
+            "tuning": PART | {"part": [0.2, 0.6]},
+            "evaluation": PART | {"part": [0.8, 1], "windows": 8, "slice": "kind"},
+        },
+        "target": {"pattern": "2:4", "sparsity": 0.5},
+        "stages": [{"sparsity": 0.5, "tune": {"steps": 3, "ranks": 2, "learning_rate": 0.001, "batch": 4}}],
+        "gates": {"perplexity_increase": 1.0, "worst_slice_increase": 1.0},
+        "traffic": {"prompt_tokens": 32, "output_tokens": 8},
+        "publish": {"to": to},
+    } | changes
+    path = directory / f"job-{uuid.uuid4().hex[:6]}.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def start(job: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(job: Path) -> tuple[int, str]:
+    process = start(job)
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out + err
+
+
+def records(to: str) -> dict[str, dict]:
+    store = open_store(to)
+    return {key: store.get_json(key) for key in store.keys("runs/") if "/steps/" in key}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(s3, model, tmp_path_factory):
+    """One run from start to end, to S3; the others are held against its digest."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    to = f"s3://tests/{uuid.uuid4().hex}"
+    job = write_job(directory, model, to)
+    code, shown = run(job)
+    assert code == 0, shown
+    return {"job": job, "to": to, "shown": shown, "digest": find_version(open_store(to), "tiny", None).digest}
+
+
+def test_a_release_is_stock_sparse_and_verified(undisturbed, tmp_path):
+    target = tmp_path / "release"
+    command = [sys.executable, "-m", "jobs.cli", "pull", "tiny@1", str(target), "--from", undisturbed["to"]]
+    pulled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert pulled.returncode == 0, pulled.stderr
+    loaded, notes = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(notes.values()), notes
+    for layer in loaded.model.layers:
+        for linear in [one for one in layer.modules() if isinstance(one, torch.nn.Linear)]:
+            groups = linear.weight.reshape(linear.weight.shape[0], -1, 4)
+            assert int((groups != 0).sum(-1).max()) <= 2
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert loaded.generate(**tokenizer("The ", return_tensors="pt"), max_new_tokens=4).shape[1] >= 5
+    report = json.loads((target / "REPORT.json").read_text())
+    assert report["model_digest"] == undisturbed["digest"]
+    assert report["compressed_size"]["zeros"] * 2 == report["compressed_size"]["block_parameters"]
+    assert report["compressed_size"]["compact_bytes"] < report["compressed_size"]["weight_bytes"]
+    page = (target / "REPORT.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "").replace("http://purl.org", "")
+    metrics = pq.read_table(target / "REPORT.parquet")["metric"].to_pylist()
+    assert {"perplexity", "prefill_speedup", "cost_per_million_tokens"} <= set(metrics)
+
+
+def test_the_terminal_shows_the_table_and_where_it_is(undisturbed):
+    for words in ("perplexity", "slice statements", "tokens a second", "peak memory", "Release: tiny@1 at s3://tests/"):
+        assert words in undisturbed["shown"]
+
+
+def test_running_again_does_nothing_again(undisturbed):
+    before = records(undisturbed["to"])
+    code, shown = run(undisturbed["job"])
+    assert code == 0, shown
+    assert records(undisturbed["to"]) == before
+    assert shown.count("was done") == STEPS_OF_A_RUN == len(before)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_same_digest_on_other_numbers_of_workers(undisturbed, model, tmp_path, workers):
+    job = write_job(tmp_path, model, str(tmp_path / "out"), cluster={"workers": workers})
+    code, shown = run(job)
+    assert code == 0, shown
+    assert find_version(open_store(str(tmp_path / "out")), "tiny", "1").digest == undisturbed["digest"]
+
+
+def test_the_same_digest_when_the_driver_is_killed_in_every_step(undisturbed, model, tmp_path):
+    to = tmp_path / "out"
+    job = write_job(tmp_path, model, str(to))
+    first_seen: dict[str, float] = {}
+    kills = 0
+    for done in range(STEPS_OF_A_RUN):
+        process = start(job)
+        threading.Thread(target=process.communicate, daemon=True).start()
+        deadline = time.monotonic() + PATIENCE
+        # The next step begins as soon as the one before it is recorded; pruning is killed after its first block.
+        while not reached(to, done) and process.poll() is None:
+            assert time.monotonic() < deadline, "the run hangs"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        for path in to.glob("runs/*/steps/*.json"):
+            first_seen.setdefault(path.name, path.stat().st_mtime_ns)
+    assert kills >= STEPS_OF_A_RUN - 1
+    code, shown = run(job)
+    assert code == 0, shown
+    assert find_version(open_store(str(to)), "tiny", "1").digest == undisturbed["digest"]
+    for path in to.glob("runs/*/steps/*.json"):
+        assert first_seen.get(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, (
+            "a finished step ran again"
+        )
+
+
+def reached(to: Path, steps_done: int) -> bool:
+    if steps_done == 2:  # in the middle of pruning
+        return any(to.glob("runs/*/blocks/*/00000.json"))
+    return len(list(to.glob("runs/*/steps/*.json"))) >= steps_done and to.exists()
+
+
+def test_a_signal_drains_and_the_run_goes_on_later(undisturbed, model, tmp_path):
+    to = tmp_path / "out"
+    job = write_job(tmp_path, model, str(to))
+    process = start(job)
+    deadline = time.monotonic() + PATIENCE
+    while not reached(to, 2):
+        assert time.monotonic() < deadline, "the run hangs"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, out + err
+    assert "stopping after the piece of work at hand" in err
+    code, shown = run(job)
+    assert code == 0, shown
+    assert find_version(open_store(str(to)), "tiny", "1").digest == undisturbed["digest"]
+
+
+def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(model, tmp_path):
+    to = str(tmp_path / "out")
+    job = write_job(
+        tmp_path,
+        model,
+        to,
+        target={"pattern": "ffn", "sparsity": 0.9375},
+        stages=[
+            {"sparsity": 0.0625},
+            {"sparsity": 0.9375, "tune": {"steps": 1, "retry_steps": 1, "learning_rate": 1e-6}},
+        ],
+        gates={"perplexity_increase": 0.1, "worst_slice_increase": 0.2},
+    )
+    code, shown = run(job)
+    assert code == 3, shown
+    words = " ".join(shown.split())
+    assert "Stage 2 of 2 missed its gate" in words
+    assert "stage 1 is published instead" in words
+    pointer = find_version(open_store(to), "tiny", None)
+    config = json.loads((Path(to) / f"models/tiny/{pointer.digest[:12]}/config.json").read_text())
+    assert config["intermediate_size"] == 120
+    assert sum(record["step"] == "tune" for record in records(to).values()) == 2, "the budget was not used"
+
+
+def test_no_good_stage_publishes_nothing(model, tmp_path):
+    to = str(tmp_path / "out")
+    gates = {"perplexity_increase": 0.01, "worst_slice_increase": 0.01}
+    job = write_job(tmp_path, model, to, stages=[], solver={"name": "magnitude"}, gates=gates)
+    code, shown = run(job)
+    assert code == 3, shown
+    assert "Nothing was published" in shown
+    assert not (tmp_path / "out" / "models").exists()
+
+
+def test_compact_releases_are_small_on_the_way_and_stock_after_it(undisturbed, model, tmp_path):
+    to = str(tmp_path / "out")
+    job = write_job(tmp_path, model, to, format="compact", stages=[])
+    code, shown = run(job)
+    assert code == 0, shown
+    command = [sys.executable, "-m", "jobs.cli", "pull", "tiny", str(tmp_path / "release"), "--from", to]
+    assert subprocess.run(command, check=False, env=os.environ).returncode == 0
+    pointer = find_version(open_store(to), "tiny", None)
+    sent = Path(to) / f"models/tiny/{pointer.digest[:12]}/model-block-00000.safetensors"
+    here = tmp_path / "release" / "model-block-00000.safetensors"
+    assert sent.stat().st_size < 0.7 * here.stat().st_size
+    _, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "release", output_loading_info=True)
+    assert not any(notes.values()), notes
