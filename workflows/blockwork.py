@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from cluster.storage import Stored, open_store
 from workflows.data.windows import from_parquet
@@ -105,10 +106,10 @@ class PruneStage:
     ) -> Iterator[np.ndarray]:
         """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group."""
         module = self._decoder.block(block)
-        linears = {name: module.get_submodule(name) for name in groups}
+        linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
         only_diagonal = self.pattern != "ffn" and SOLVERS[self.solver.name].statistic == "diagonal"
         sums = {
-            name: torch.zeros((int(linear.in_features),) * (1 if only_diagonal else 2), device=self.device)
+            name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=self.device)
             for name, linear in linears.items()
         }
 

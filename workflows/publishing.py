@@ -206,8 +206,8 @@ def _same_model(store: Store, name: str, version: str, digest: str) -> Published
             return None
         if pointer.digest == digest:
             return _published(store, pointer, already=True)
-    if version != "auto":
-        raise _taken(store, pointer)
+        if version != "auto":
+            raise _taken(store, pointer)
     return None
 
 

@@ -51,7 +51,7 @@ def test_the_same_job_is_the_same_run_wherever_it_runs():
     ("changes", "message"),
     [
         ({"colour": 1}, r"job\.yaml: colour: unknown field; allowed here: model, data"),
-        ({"solver": {"nam": "wanda"}}, r"solver\.nam: unknown field; allowed here: name, damping, rows"),
+        ({"solver": {"title": "wanda"}}, r"solver\.title: unknown field; allowed here: name, damping, rows"),
         ({"stages": [{"sparsity": 0.5, "tune": {"step": 1}}]}, r"stages\.0\.tune\.step: unknown field; allowed here: steps"),
         ({"solver": {"name": "magic"}}, r"solver\.name: .*'magnitude', 'wanda' or 'sparsegpt'.*given: 'magic'"),
         ({"target": {"pattern": "2:4", "sparsity": float("nan")}}, r"target\.sparsity: .*finite"),

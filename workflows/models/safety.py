@@ -72,7 +72,7 @@ def weight_files(store: Store, names: Mapping[str, int]) -> list[str]:
             f"{store.uri}: {what}; safetensors are needed",
             "Save it with save_pretrained(..., safe_serialization=True).",
         )
-    found = {}
+    found: dict[str, str] = {}
     for file in files:
         refuse_pickle(store, file)
         try:

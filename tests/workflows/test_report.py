@@ -1,0 +1,122 @@
+"""The report says what was measured and claims nothing else."""
+
+import json
+
+import pytest
+
+from workflows.evaluation.cost import Throughput, Traffic, cost
+from workflows.evaluation.gates import judge
+from workflows.evaluation.latency import Footprint, PairedTiming, Shape, Timing
+from workflows.evaluation.quality import Quality, WindowScore
+from workflows.recipe import Gates
+from workflows.reports.documents import documents
+from workflows.reports.report import Measured, Report, Size, StageHistory
+from workflows.reports.summary import comparison, faster, verdict
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def quality(loss: float) -> Quality:
+    return Quality(
+        windows=tuple(
+            WindowScore(slice=name, tokens=100, loss=100 * loss + spread, right=40)
+            for name in ("chat", HOSTILE)
+            for spread in (-5, 0, 5)
+        )
+    )
+
+
+def timing(phase: str, ratio: float, noise: float = 0.001) -> PairedTiming:
+    rounds = [1 + noise * (-1) ** i for i in range(10)]
+    dense = Timing(seconds=tuple(ratio * one for one in rounds), tokens=100)
+    compressed = Timing(seconds=(1.0,) * 10, tokens=100)
+    return PairedTiming(phase=phase, shape=Shape(batch=1, prompt=100, new_tokens=8), dense=dense, compressed=compressed)
+
+
+def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0) -> Report:
+    dense, tuned = quality(3.0), quality(2.95)
+    passed = judge(dense, tuned, Gates())
+    history = [
+        StageHistory(stage=1, sparsity=0.2, parameters=800, pruned=quality(3.2), tuned=tuned, retried=False, verdict=passed)
+    ]
+    if stages == 2:
+        bad = quality(4.0)
+        failed = judge(dense, bad, Gates())
+        history.append(
+            StageHistory(stage=2, sparsity=0.4, parameters=600, pruned=bad, tuned=bad, retried=True, verdict=failed)
+        )
+    speed = Throughput(prefill=100, decode=100)
+    return Report(
+        name="chat",
+        run="chat-1",
+        model=HOSTILE,
+        source_digest="a" * 64,
+        model_digest="b" * 64,
+        pattern="ffn",
+        stage=1,
+        stages=stages,
+        dense=dense,
+        history=tuple(history),
+        dense_size=Size(parameters=1000, block_parameters=600, zeros=0, weight_bytes=2000, compact_bytes=None),
+        compressed_size=Size(
+            parameters=1000 if zeros else 800,
+            block_parameters=600 if zeros else 400,
+            zeros=zeros,
+            weight_bytes=1600,
+            compact_bytes=900 if zeros else None,
+        ),
+        measured=Measured(
+            timings=(timing("prefill", prefill), timing("decode", 1.0, noise=0.1)),
+            dense_footprint=Footprint(load_seconds=1, peak_bytes=1 << 30),
+            compressed_footprint=Footprint(load_seconds=1, peak_bytes=1 << 29),
+            machine={"processor": "test"},
+            threads=2,
+        ),
+        cost=cost(speed, speed, Traffic(), 1.0, "nowhere", 10, 1, "x"),
+        step_seconds={"prune 1": 3.0},
+        recipe={"model": HOSTILE},
+        karikomi="0",
+        created="today",
+    )
+
+
+def test_the_verdict_states_size_speed_with_interval_and_quality():
+    sentence = verdict(make_report())
+    assert sentence.startswith("chat: 20.0% fewer parameters, prefill 1.20 times as fast (1.20 to 1.20)")
+    assert "decode not measurably faster" in sentence
+    assert "perplexity 4.9% lower than the dense model's" in sentence
+
+
+def test_no_speed_is_claimed_that_was_not_measured():
+    assert faster(timing("prefill", 1.0, noise=0.1)).startswith("not measurably faster")
+    assert faster(timing("prefill", 0.8)).startswith("slower: 0.80 times as fast")
+
+
+def test_a_rollback_is_told():
+    sentence = verdict(make_report(stages=2))
+    assert "Stage 2 of 2 missed its gate (perplexity rose 171.8 % (limit +10 %)" in sentence
+    assert "stage 1 is published instead" in sentence
+
+
+def test_zeros_are_not_called_smaller():
+    assert "as many parameters, 50% of the pruned matrices are zero" in verdict(make_report(zeros=300))
+
+
+def test_the_table_has_both_models_side_by_side():
+    rows = {row.label.strip(): row for row in comparison(make_report())}
+    assert rows["parameters"][1:] == ("1,000", "800", "-20.0%")
+    assert rows["peak memory, MiB"][1:] == ("1,024", "512", "-50.0%")
+    assert f"slice {HOSTILE}" in rows
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_all_documents_are_made_and_the_page_escapes_what_users_wrote(stages):
+    made = documents(make_report(stages=stages))
+    assert set(made) == {"REPORT.json", "REPORT.parquet", "REPORT.html", "PROVENANCE.json"}
+    page = made["REPORT.html"].decode()
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    assert "<svg" in page
+    assert 'src="' not in page
+    assert Report.model_validate_json(made["REPORT.json"]) == make_report(stages=stages)
+    assert json.loads(made["PROVENANCE.json"])["source_digest"] == "a" * 64
