@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +39,7 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
     embedded = spec.address == "embedded"
     if embedded:  # its token lives and dies with it
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
             address="local" if embedded else spec.address,
@@ -52,6 +55,9 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             f"no Ray cluster at {spec.address}: {error}",
             "Check cluster.address, or leave it out for the embedded one.",
         ) from error
+    if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM for itself; whoever had it keeps it
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     try:
         yield
     finally:

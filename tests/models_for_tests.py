@@ -58,7 +58,7 @@ def write_tiny_model(
     return directory
 
 
-def write_trained_model(directory: Path | str, steps: int = 60, **shape: Any) -> Path:
+def write_trained_model(directory: Path | str, steps: int = 300, **shape: Any) -> Path:
     """A tiny model that has learnt a little English from Python's documentation, so that pruning can hurt it."""
     from pydoc_data.topics import topics
 

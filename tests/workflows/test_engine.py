@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from workflows.blockwork import PruneStage
 
 @pytest.fixture(scope="module")
 def embedded_ray():
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # workers import this file's classes
     with session(ClusterSpec(), cpus=4):
         yield
 

@@ -46,7 +46,9 @@ def test_quality_is_the_plain_formula(state):
     assert found.token_accuracy == pytest.approx((logits.argmax(-1) == targets).float().mean().item())
     low, high = found.interval()
     assert low < found.perplexity < high
-    halves = [measure_quality(model, Windows(tokens=tokens[i:j], slices=windows.slices[i:j])) for i, j in ((0, 1), (1, 4))]
+    halves = [
+        measure_quality(model, Windows(tokens=tokens[i:j], slices=windows.slices[i:j])) for i, j in ((0, 1), (1, 4))
+    ]
     assert merge(halves) == found
 
 

@@ -37,7 +37,9 @@ def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0) -> Report
     dense, tuned = quality(3.0), quality(2.95)
     passed = judge(dense, tuned, Gates())
     history = [
-        StageHistory(stage=1, sparsity=0.2, parameters=800, pruned=quality(3.2), tuned=tuned, retried=False, verdict=passed)
+        StageHistory(
+            stage=1, sparsity=0.2, parameters=800, pruned=quality(3.2), tuned=tuned, retried=False, verdict=passed
+        )
     ]
     if stages == 2:
         bad = quality(4.0)

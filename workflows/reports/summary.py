@@ -58,7 +58,7 @@ def comparison(report: Report) -> list[Row]:
         row("parameters", dense.parameters, compressed.parameters, "{:,.0f}"),
         row("  of the linears in blocks, not zero", dense.block_parameters - dense.zeros,
             compressed.block_parameters - compressed.zeros, "{:,.0f}"),
-        row("weights on disk, MiB", dense.weight_bytes / MIB, compressed.weight_bytes / MIB, "{:,.0f}"),
+        row("weights on disk, MiB", dense.weight_bytes / MIB, compressed.weight_bytes / MIB, "{:,.1f}"),
     ]  # fmt: skip
     if compressed.compact_bytes is not None:
         rows.append(
