@@ -10,7 +10,6 @@ help: ## This list
 
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or: make PYTHON=/path/to/python3.11"; exit 2; }
-	@command -v c++ >/dev/null || { echo "A C++ compiler is needed (DeepSpeed builds a small op): apt-get install g++"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'

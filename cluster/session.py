@@ -21,6 +21,9 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# Ray ends a worker process that is idle for a second; the next task then waits 3 s for imports.
+KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 60_000}
+
 
 @contextmanager
 def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
@@ -49,6 +52,7 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             logging_level=logging.ERROR,
             configure_logging=False,
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            _system_config=KEEP_WORKERS if embedded else None,
         )
     except (ConnectionError, RuntimeError) as error:
         raise Unavailable(

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, WorkerCrashedError
 
-from cluster.errors import Cancelled, InputError, KarikomiError, Unavailable
+from cluster.errors import Cancelled, KarikomiError, Unavailable
 from cluster.session import shortage
 
 ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
@@ -75,11 +75,9 @@ def train(
         stop: asked while waiting; the ranks end after the step at hand.
 
     Raises:
-        InputError: no C++ compiler.
         Unavailable: no room, or ranks were lost again and again.
         Cancelled: `stop` said so.
     """
-    require_compiler()
     bundle = {"CPU": float(cpus_per_rank)} | ({"GPU": float(gpus_per_rank)} if gpus_per_rank else {})
     total = ray.cluster_resources()
     if any(total.get(name, 0) < amount * ranks for name, amount in bundle.items()):
@@ -136,16 +134,6 @@ def _attempt(
     finally:
         ray.kill(board)
         shutil.rmtree(storage, ignore_errors=True)
-
-
-def require_compiler() -> None:
-    """DeepSpeed builds a small op when it is first used on a machine.
-
-    Raises:
-        InputError: there is no C++ compiler.
-    """
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        raise InputError("tune: DeepSpeed needs a C++ compiler, and there is none", "For example: apt-get install g++")
 
 
 def _fit(

@@ -96,7 +96,11 @@ def tune_rank(work: TuneWork, board: Any) -> None:
     """One rank's part; rank 0 writes the blocks and gives the result to the board."""
     import deepspeed
     import ray
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
+    # On a CPU DeepSpeed would compile a reduction through shared memory of its own. It would need a compiler, leave a
+    # lock behind when it is killed while compiling, and give other bits on one machine than on two. Gloo does neither.
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
