@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,56 +23,55 @@ class DirectoryStore(Store):
         super().__init__(str(Path(uri).expanduser().absolute()))
 
     def put(self, key: str, data: bytes | Path) -> Stored:
-        """See `Store.put`."""
-        sha256, size = sha256_of(data)
+        """See `Store.put`. The digest is that of the stored copy, not of a file that may change meanwhile."""
         with self._written(key, data) as temporary:
-            os.replace(temporary, self._path(key))
+            sha256, size = sha256_of(data if isinstance(data, bytes) else temporary)
+            self._settle(temporary, key)
         return Stored(key=key, sha256=sha256, size=size)
 
     def get(self, key: str) -> bytes:
         """See `Store.get`."""
-        try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise MissingKey(self.uri, key) from error
+        with self._reading(key) as path:
+            return path.read_bytes()
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """See `Store.read`."""
-        try:
-            with self._path(key).open("rb") as file:
-                file.seek(start)
-                data = file.read(length)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise MissingKey(self.uri, key) from error
+        with self._reading(key) as path, path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
         if len(data) != length:
             raise Unavailable(f"{self.uri}: {key}: {len(data)} bytes from {start}, not {length}: it is cut short")
         return data
 
     def size(self, key: str) -> int | None:
         """See `Store.size`."""
-        path = self._path(key)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            with self._reading(key) as path:
+                return path.stat().st_size if path.is_file() else None
+        except MissingKey:
+            return None
 
     def copy(self, source: str, target: str) -> None:
         """See `Store.copy`. A hard link: objects are replaced, never changed in place."""
-        path = self._path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        try:
-            os.link(self._path(source), temporary)
-        except FileNotFoundError as error:
-            raise MissingKey(self.uri, source) from error
-        except OSError:  # a file system without links
-            shutil.copyfile(self._path(source), temporary)
-        os.replace(temporary, path)
+        with self._reading(source) as origin, self._temporary(target) as temporary:
+            try:
+                os.link(origin, temporary)
+            except FileNotFoundError as error:
+                raise MissingKey(self.uri, source) from error
+            except OSError:  # a file system without links
+                shutil.copyfile(origin, temporary)
+                _sync(temporary)
+            self._settle(temporary, target)
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Store.create`. Linking fails when the name is taken, which is the one atomic decision."""
+        path = self._path(key)
         with self._written(key, data) as temporary:
             try:
-                os.link(temporary, self._path(key))
+                os.link(temporary, path)
             except FileExistsError:
                 return False
+            _sync(path.parent)
         return True
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
@@ -85,64 +85,99 @@ class DirectoryStore(Store):
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
         """See `Store.swap`. Swaps of one key take turns by a lock file beside it."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{TEMPORARY}lock-{path.name}").open("w") as lock:
+        turn = path.with_name(f"{TEMPORARY}lock-{path.name}")
+        with self._written(key, data) as temporary, turn.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = self.get_tagged(key)
             if (found[1] if found else None) != tag:
                 return False
-            self.put(key, data)
+            self._settle(temporary, key)
         return True
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store.keys`."""
+        """See `Store.keys`. Looks only into the directory that the prefix names."""
         root = Path(self.uri)
-        found = (path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file())
-        return (key for key in found if key.startswith(prefix) and not key.rsplit("/", 1)[-1].startswith(TEMPORARY))
+        folder = prefix.rpartition("/")[0]
+        below = self._path(folder) if folder else root
+        found = (path.relative_to(root).as_posix() for path in below.rglob("*") if path.is_file())
+        wanted = [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(TEMPORARY)]
+        return iter(sorted(wanted))
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
-        self._path(key).unlink(missing_ok=True)
+        try:
+            with self._reading(key) as path:
+                path.unlink()
+        except MissingKey:
+            return
 
     def check_writable(self) -> None:
-        """See `Store.check_writable`. Directories that it has to make are removed again."""
+        """See `Store.check_writable`. Tries where the store's first directory would be made; makes none that stays."""
         root = Path(self.uri)
-        made = [one for one in (root, *root.parents) if not one.exists()]
-        probe = root / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"probe")
+            nearest = next(one for one in (root, *root.parents) if one.exists())
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=nearest) as probe:
+                store = DirectoryStore(probe)
+                if not store.verify(store.put("probe", b"probe")):
+                    raise InputError(f"{self.uri}: what was written came back changed")
         except OSError as error:
             raise InputError(
                 f"{self.uri}: cannot be written: {error.strerror}", "Choose another publish.to."
             ) from error
-        finally:
-            if probe.exists():
-                probe.unlink()
-            for one in made:
-                if one.exists():
-                    one.rmdir()
 
     def _path(self, key: str) -> Path:
         return Path(self.uri) / checked_key(key)
 
+    def _settle(self, temporary: Path, key: str) -> None:
+        """The one moment in which the object changes; synced, so that it also outlives a loss of power."""
+        path = self._path(key)
+        os.replace(temporary, path)
+        _sync(path.parent)
+
     @contextmanager
-    def _written(self, key: str, data: bytes | Path) -> Iterator[Path]:
-        """A temporary file beside the key's place with the data in it, safely on disk."""
+    def _reading(self, key: str) -> Iterator[Path]:
+        """The key's file; the system's errors about it as ours."""
+        try:
+            yield self._path(key)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise MissingKey(self.uri, key) from error
+        except PermissionError as error:
+            raise InputError(f"{self.uri}: {key} may not be touched: {error.strerror}") from error
+        except OSError as error:
+            raise Unavailable(f"{self.uri}: {key}: {error.strerror}", "Run the same command again.") from error
+
+    @contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
+        """A name for a temporary file beside the key's place; it is gone afterwards, whatever happens."""
         path = self._path(key)
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield temporary
+            finally:  # a rename onto a link of the same file leaves both names
+                temporary.unlink(missing_ok=True)
+        except (NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
+            raise InputError(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
+        except OSError as error:
+            raise Unavailable(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def _written(self, key: str, data: bytes | Path) -> Iterator[Path]:
+        """A temporary file beside the key's place with the data in it, safely on disk."""
+        with self._temporary(key) as temporary:
             if isinstance(data, Path):
                 shutil.copyfile(data, temporary)
             else:
                 temporary.write_bytes(data)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             yield temporary
-        except (NotADirectoryError, PermissionError, FileExistsError) as error:
-            raise InputError(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
-        except OSError as error:
-            raise Unavailable(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a directory's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

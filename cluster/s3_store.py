@@ -1,8 +1,12 @@
-"""A store on S3, by boto3. Credentials and endpoint come from the environment, as for every AWS tool."""
+"""A store on S3, by boto3. Credentials and endpoint come from the environment, as for every AWS tool.
+
+Older S3-compatible servers that know no checksums: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required; objects are
+then read back where they are verified.
+"""
 
 import base64
-import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,26 +15,35 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored, checked_key, sha256_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef
 
-LARGEST_SINGLE_PUT = 5 << 30  # S3's limit; more goes in parts
-REFUSED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "NoSuchBucket",
-    "InvalidBucketName",
-    "403",
-}
+LARGEST_SINGLE_PUT = 5 << 30  # S3's limit for one request, copies included; more goes in parts
+PART = 64 << 20
+REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "InvalidBucketName"}
 MISSING = {"NoSuchKey", "404", "NotFound"}
-CONFLICT_TRIES = 5  # a 409 is undecided: ask again
+CUT_OFF = (IncompleteReadError, ResponseStreamingError, ReadTimeoutError, FlexibleChecksumError)
+PAUSES = (0.2, 1.0, 3.0)  # seconds before asking again what boto3 itself does not retry
+WRITER = "karikomi-writer"  # metadata of a conditional write: whose it is
 
 
 class S3Store(Store):
@@ -41,35 +54,34 @@ class S3Store(Store):
         self.bucket, _, self.prefix = uri.removeprefix("s3://").strip("/").partition("/")
         if not self.bucket:
             raise InputError(f"{uri}: names no bucket; write s3://bucket/prefix")
+        if self.prefix:
+            checked_key(self.prefix)
 
     def put(self, key: str, data: bytes | Path) -> Stored:
         """See `Store.put`. The server checks the sha256 before it takes the object."""
         sha256, size = sha256_of(data)
         with self._errors(key):
-            if size > LARGEST_SINGLE_PUT:
-                assert isinstance(data, Path), "so much is never held in memory"
-                self._client.upload_file(str(data), self.bucket, self._full(key))
-            elif isinstance(data, Path):
-                with data.open("rb") as file:
-                    self._put(key, file, sha256)
-            else:
+            if isinstance(data, bytes):
                 self._put(key, data, sha256)
+            else:
+                with data.open("rb") as file:
+                    if size > LARGEST_SINGLE_PUT:
+                        extra = {"ChecksumAlgorithm": "SHA256"} if self._checksums else {}
+                        parts = TransferConfig(multipart_chunksize=PART, max_concurrency=4)
+                        self._client.upload_fileobj(file, self.bucket, self._full(key), ExtraArgs=extra, Config=parts)
+                    else:
+                        self._put(key, file, sha256)
         return Stored(key=key, sha256=sha256, size=size)
 
     def get(self, key: str) -> bytes:
         """See `Store.get`."""
-        with self._errors(key):
-            return self._client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
+        return self._body(key)[0]
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """See `Store.read`."""
         if not length:
             return b""
-        with self._errors(key):
-            found = self._client.get_object(
-                Bucket=self.bucket, Key=self._full(key), Range=f"bytes={start}-{start + length - 1}"
-            )
-            data = found["Body"].read()
+        data, _ = self._body(key, Range=f"bytes={start}-{start + length - 1}")
         if len(data) != length:
             raise Unavailable(f"{self.uri}: {key}: {len(data)} bytes from {start}, not {length}: it is cut short")
         return data
@@ -83,20 +95,32 @@ class S3Store(Store):
             return None
 
     def copy(self, source: str, target: str) -> None:
-        """See `Store.copy`. boto3 copies in parts where one request does not do."""
+        """See `Store.copy`. In one request where it can be: only then the server keeps the object's sha256."""
+        parts = TransferConfig(multipart_threshold=LARGEST_SINGLE_PUT + 1, multipart_chunksize=PART * 8)
+        origin: CopySourceTypeDef = {"Bucket": self.bucket, "Key": self._full(source)}
         with self._errors(source):
-            self._client.copy({"Bucket": self.bucket, "Key": self._full(source)}, self.bucket, self._full(target))
+            self._client.copy(origin, self.bucket, self._full(target), Config=parts)
+
+    def verify(self, stored: Stored) -> bool:
+        """See `Store.verify`. By the server's own sha256 of the whole object, if it has one; else read back."""
+        try:
+            with self._errors(stored.key):
+                found = self._client.head_object(Bucket=self.bucket, Key=self._full(stored.key), ChecksumMode="ENABLED")
+        except MissingKey:
+            return False
+        sha256 = found.get("ChecksumSHA256", "")
+        if not sha256 or "-" in sha256 or found.get("ChecksumType") == "COMPOSITE":  # a digest of parts' digests
+            return super().verify(stored)
+        return (found["ContentLength"], sha256) == (stored.size, _base64(stored.sha256))
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Store.create`. A reply may be lost: then the object is ours if it holds our bytes."""
+        """See `Store.create`."""
         return self._conditional(key, data, {"IfNoneMatch": "*"})
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
         """See `Store.get_tagged`. The tag is the ETag."""
         try:
-            with self._errors(key):
-                found = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
-                return found["Body"].read(), found["ETag"]
+            return self._body(key)
         except MissingKey:
             return None
 
@@ -105,13 +129,13 @@ class S3Store(Store):
         return self._conditional(key, data, {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag})
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store.keys`."""
+        """See `Store.keys`. Put in order here: some servers list by folders."""
         cut = len(f"{self.prefix}/") if self.prefix else 0
         full = f"{self.prefix}/{prefix}" if self.prefix else prefix
         with self._errors(prefix):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full):
-                for entry in page.get("Contents", []):
-                    yield entry["Key"][cut:]
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
+            found = [entry["Key"][cut:] for page in pages for entry in page.get("Contents", [])]
+        return iter(sorted(key for key in found if key and not key.endswith("/")))  # consoles mark "folders" so
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -120,13 +144,16 @@ class S3Store(Store):
 
     def check_writable(self) -> None:
         """See `Store.check_writable`. The bucket is looked for first: some servers make one of any name."""
-        try:
-            with self._errors(self.bucket):
+        with self._errors(self.bucket):
+            try:
                 self._client.head_bucket(Bucket=self.bucket)
-        except MissingKey as error:
-            raise InputError(
-                f"{self.uri}: there is no bucket {self.bucket}", "Create it, or choose another."
-            ) from error
+            except ClientError as error:
+                if _status(error) == 404:
+                    raise InputError(
+                        f"{self.uri}: there is no bucket {self.bucket}", "Create it, or choose another."
+                    ) from error
+                if _status(error) != 403:  # a tenant may be kept from asking: then the probe decides
+                    raise
         key = f".probe-{uuid4().hex}"
         self.put(key, b"probe")
         try:
@@ -135,25 +162,53 @@ class S3Store(Store):
         finally:
             self.delete(key)
 
-    def _put(self, key: str, body: Any, sha256: str, **conditions: Any) -> None:
-        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-        self._client.put_object(
-            Bucket=self.bucket, Key=self._full(key), Body=body, ChecksumSHA256=checksum, **conditions
-        )
+    def _put(self, key: str, body: Any, sha256: str, **more: Any) -> None:
+        if self._checksums:
+            more["ChecksumSHA256"] = _base64(sha256)
+        self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=body, **more)
+
+    def _body(self, key: str, **part: Any) -> tuple[bytes, str]:
+        """An object or a part of it, whole, and its ETag. boto3 retries requests, but not a body that breaks off."""
+        with self._errors(key):
+            for pause in (*PAUSES, None):
+                found = self._client.get_object(Bucket=self.bucket, Key=self._full(key), **part)
+                try:
+                    return found["Body"].read(), found["ETag"]
+                except CUT_OFF:
+                    if pause is None:
+                        raise
+                time.sleep(pause)
+        raise AssertionError("unreachable")
 
     def _conditional(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
-        sha256 = hashlib.sha256(data).hexdigest()
-        for _ in range(CONFLICT_TRIES):
-            try:
-                with self._errors(key):
-                    self._put(key, data, sha256, **condition)
-                return True
-            except _Lost:  # the condition did not hold – or our own earlier request did it and its reply was lost
-                found = self.get_tagged(key)
-                return found is not None and found[0] == data
-            except _Undecided:
-                continue
+        """Writes under a condition, once.
+
+        When the reply to a write that succeeded is lost, boto3 asks again and is told that the condition fails. So
+        every write carries a name of its own, and after a failed condition the object is asked whose it is.
+        """
+        writer = uuid4().hex
+        sha256, _ = sha256_of(data)
+        with self._errors(key):
+            for pause in (*PAUSES, None):
+                try:
+                    self._put(key, data, sha256, Metadata={WRITER: writer}, **condition)
+                    return True
+                except ClientError as error:
+                    if _status(error) == 412 or _code(error) in MISSING:  # the latter: If-Match, and nothing is there
+                        return self._writer(key) == writer
+                    if _status(error) != 409:
+                        raise
+                if pause is not None:  # 409 is undecided: ask again
+                    time.sleep(pause)
         raise Unavailable(f"{self.uri}: {key}: others keep writing it", "Run the same command again.")
+
+    def _writer(self, key: str) -> str | None:
+        try:
+            with self._errors(key):
+                found = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except MissingKey:
+            return None
+        return found["Metadata"].get(WRITER)
 
     def _full(self, key: str) -> str:
         checked_key(key)
@@ -161,8 +216,13 @@ class S3Store(Store):
 
     @property
     def _client(self) -> "S3Client":
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        return make_client(tuple(os.environ.get(name) for name in names))
+        settings = hash(frozenset(one for one in os.environ.items() if one[0].startswith("AWS_")))
+        return make_client(os.getpid(), settings)
+
+    @property
+    def _checksums(self) -> bool:
+        """Whether the server is sent sha256s to check: yes, unless the environment asks for few checksums."""
+        return self._client.meta.config.request_checksum_calculation != "when_required"  # type: ignore[attr-defined]
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -170,57 +230,60 @@ class S3Store(Store):
         try:
             yield
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, status = _code(error), _status(error)
             if code in MISSING:
                 raise MissingKey(self.uri, key) from error
-            if status == 412:
-                raise _Lost from error
-            if status == 409:
-                raise _Undecided from error
-            if code in REFUSED or status in (401, 403):
+            if code in REFUSED or status in (301, 401, 403):
                 raise InputError(
                     f"{self.uri}: the store refuses ({code})",
-                    "Check the bucket's name and AWS_ACCESS_KEY_ID and its secret.",
+                    "Check the bucket's name and region, and AWS_ACCESS_KEY_ID and its secret.",
                 ) from error
             raise Unavailable(f"{self.uri}: {key}: {code or status}", "Run the same command again.") from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise InputError(
                 f"{self.uri}: no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             ) from error
+        except ParamValidationError as error:
+            raise InputError(f"{self.uri}: {error}") from error
         except BotoCoreError as error:
             raise Unavailable(
                 f"{self.uri}: out of reach: {type(error).__name__}",
                 "Check AWS_ENDPOINT_URL_S3 and the network; then run it again.",
             ) from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "bucket": self.bucket, "prefix": self.prefix}
 
-
-@lru_cache(maxsize=8)
-def make_client(environment: tuple[str | None, ...]) -> "S3Client":
-    """One client per process and environment: making one takes a fifth of a second, and it may be shared by threads.
+@lru_cache(maxsize=16)
+def make_client(process: int, settings: int) -> "S3Client":
+    """One client for all stores of a process: making one takes some tenths of a second. It is safe among threads.
 
     Args:
-        environment: what boto3 takes from the environment, so that a change of it gives another client.
+        process: connections do not survive a fork.
+        settings: hash of the AWS_ variables that boto3 reads; others give another client.
     """
     config = Config(
         connect_timeout=5,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": 4},
         signature_version="s3v4",
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_supported",
         max_pool_connections=16,
     )
-    region = os.environ.get("AWS_REGION", "us-east-1")
-    return boto3.session.Session().client("s3", config=config, region_name=region)
+    # A session of its own: boto3's default one is not safe to share between threads.
+    try:
+        session = boto3.session.Session()
+        region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+        return session.client("s3", config=config, region_name=region)
+    except ValueError as error:
+        raise InputError(f"AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: {error}") from error
 
 
-class _Lost(Exception):
-    """412: the condition did not hold."""
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
-class _Undecided(Exception):
-    """409: nobody knows yet."""
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _base64(sha256: str) -> str:
+    """A hexadecimal digest as S3 writes it."""
+    return base64.b64encode(bytes.fromhex(sha256)).decode()

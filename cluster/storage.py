@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict
 
@@ -77,7 +78,10 @@ class Store(ABC):
 
     @abstractmethod
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
-        """Replaces an object if it still has this tag (None: if there is none). False when it changed meanwhile."""
+        """Replaces an object if it still has this tag (None: if there is none). False when it changed meanwhile.
+
+        A tag stands for the content: replacing an object by the same bytes is no change.
+        """
 
     @abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:
@@ -97,7 +101,7 @@ class Store(ABC):
         """
 
     def verify(self, stored: Stored) -> bool:
-        """Whether the object is there with this size and content; it is read back in pieces."""
+        """Whether the object is there with this size and content; it is read back in pieces where need be."""
         if self.size(stored.key) != stored.size:
             return False
         found = hashlib.sha256()
@@ -112,6 +116,24 @@ class Store(ABC):
             raise MissingKey(self.uri, key)
         for start in range(0, size, piece):
             yield self.read(key, start, min(piece, size - start))
+
+    def download(self, key: str, path: Path) -> Stored:
+        """Fetches an object into a new file, and says what came; who knows what it should be compares.
+
+        Raises:
+            MissingKey: there is no such object; no file is left.
+            FileExistsError: the file is there already.
+        """
+        found, size = hashlib.sha256(), 0
+        with path.open("xb") as file:
+            try:
+                for piece in self.stream(key):
+                    found.update(piece)
+                    size += file.write(piece)
+            except BaseException:
+                path.unlink()
+                raise
+        return Stored(key=key, sha256=found.hexdigest(), size=size)
 
     def put_json(self, key: str, value: Any) -> Stored:
         """Writes a value as JSON."""
@@ -133,10 +155,10 @@ def open_store(uri: str) -> Store:
 
     if uri.startswith("s3://"):
         return S3Store(uri)
-    if uri.startswith("file://"):
-        return DirectoryStore(uri.removeprefix("file://"))
-    if "://" in uri:
-        raise InputError(f"{uri}: no kind of store; write s3://bucket/prefix or a directory")
+    if uri.startswith("file:///"):
+        return DirectoryStore(unquote(uri.removeprefix("file://")))
+    if "://" in uri or not uri.strip() or "\0" in uri:
+        raise InputError(f"{uri!r}: no kind of store; write s3://bucket/prefix or a directory")
     return DirectoryStore(uri)
 
 

@@ -23,10 +23,17 @@ def workers_find_the_tests():
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *(str(p) for p in HERE.iterdir() if p.is_dir()), *sys.path])
 
 
+class S3ForTests(LocalS3):
+    """A real server, and a fresh place on it for every test."""
+
+    def make_prefix(self) -> str:
+        return f"s3://{self.bucket}/{uuid.uuid4().hex}"
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """A real SeaweedFS on loopback; the environment names it and its owner's keys."""
-    with LocalS3(tmp_path_factory.mktemp("s3"), bucket="tests") as server:
+    with S3ForTests(tmp_path_factory.mktemp("s3"), bucket="tests") as server:
         before = {name: os.environ.get(name) for name in server.environment()}
         os.environ.update(server.environment())
         yield server
@@ -39,5 +46,4 @@ def store(request, tmp_path):
     """An empty store, of both kinds."""
     if request.param == "directory":
         return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("s3")
-    return open_store(f"s3://tests/{uuid.uuid4().hex}")
+    return open_store(request.getfixturevalue("s3").make_prefix())

@@ -263,13 +263,13 @@ class Run:
 
     def formatted(self, state: ModelState) -> Formatted:
         """The release's files."""
-        form = self.recipe.format
+        form, sparse = self.recipe.format, self.recipe.target.pattern != "ffn"
         inputs = {"model": identity(state), "config": state.config, "format": form}
         return self.journal.step(
             "format",
             inputs,
             Formatted,
-            lambda work: format_release(state, self.source.others, work.prefix("release"), form),
+            lambda work: format_release(state, self.source.others, work.prefix("release"), form, sparse),
         )
 
     def measured(self, state: ModelState) -> Measured:

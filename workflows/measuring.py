@@ -21,8 +21,8 @@ from workflows.recipe import Recipe
 from workflows.reports.report import Measured
 from workflows.stages import serving_dtype
 
-ROUNDS = 15
-NEW_TOKENS = 16
+ROUNDS = 11
+NEW_TOKENS = 8
 LONGEST_PROMPT = 2048
 
 

@@ -1,17 +1,27 @@
 """The release and its one atomic commit.
 
-Order of writing: model files (content the digest names), documents, manifest, then the pointer
-`versions/<v>.json`, created only if it is not there. Readers start at a pointer and verify what it names, so
-nothing before the pointer is ever seen. Documents and manifest are stored under names that contain their own sha256:
-two runs that reach the same model have different timings, hence different reports, and neither may replace the
-other's under a pointer that vouches for it.
+Order of writing: model files, documents, manifest, then the pointer `versions/<v>.json`, created only if it is not
+there, then `latest`. Readers start at a pointer and verify what it names; they never list. Why races are harmless:
+
+- Model files lie under a directory named by the digest of all of them, so whoever writes one writes the same bytes;
+  a leftover that differs is damage, and is written again.
+- Documents and manifest are stored under names that contain their own sha256: two runs that reach the same model
+  have different timings, hence different reports, and neither may replace the other's under a pointer that vouches
+  for it. The manifest maps plain names to stored ones; a loser's documents are named by nobody.
+- The pointer is created once, by one writer, and never changed. Whoever loses reads who won: the same model is a
+  success, another one is an error (or, with "auto", the next number). Numbers are tried in order without a gap, so
+  that two publishers of one model meet at the same number.
+- `latest` only ever moves forward. A publisher that dies before moving it leaves that to whoever publishes the same
+  model next, for which everything else is done already.
 """
 
 import hashlib
+import itertools
 import json
+import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +31,9 @@ from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
 
-MOST_VERSIONS = 100_000
 SWAP_TRIES = 50
+MANIFEST = "MANIFEST.json"
+VERSION_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
 class Manifest(BaseModel):
@@ -84,15 +95,16 @@ def find_version(store: Store, name: str, version: str | None) -> Pointer | None
     """The pointer of a version, or of the latest one; None when there is none.
 
     Raises:
-        InputError: the pointer is no pointer.
+        InputError: the pointer is no pointer, or another release's.
     """
-    key = f"models/{name}/versions/{version}.json" if version else f"models/{name}/latest.json"
+    _check_name(name)
+    if version is not None:
+        _check_name(version)
+    key = _latest_key(name) if version is None else _version_key(name, version)
     try:
-        return Pointer.model_validate_json(store.get(key))
+        return _pointer(store, key, name, version, store.get(key))
     except MissingKey:
         return None
-    except ValidationError as error:
-        raise InputError(f"{store.uri}: {key} is no version pointer: {error}") from error
 
 
 def publish(
@@ -116,17 +128,22 @@ def publish(
         form: format of the model files, for who pulls.
 
     Raises:
-        InputError: the version holds another model.
+        InputError: the version holds another model; a name cannot be one.
         Unavailable: the store does not keep what it was given.
     """
+    _check_name(name)
+    _check_name(version)
+    _check_files([*model_files, *documents])
     digest = model_digest(model_files)
-    if (taken := _same_model(store, name, version, digest)) is not None:
-        return taken
+    there, number = _same_model(store, name, version, digest)
+    if there is not None:
+        _move_latest(store, there)
+        return _published(store, there, already=True)
     directory = f"models/{name}/{digest[:12]}"
     files = {}
     for file, stored in model_files.items():
         target = stored.model_copy(update={"key": f"{directory}/{file}"})
-        if store.size(target.key) != stored.size or not store.verify(target):
+        if not store.verify(target):
             store.copy(stored.key, target.key)
             if not store.verify(target):
                 raise Unavailable(f"{store.uri}: {target.key} is not what was written", "Run the same command again.")
@@ -135,7 +152,7 @@ def publish(
         files[file] = _put_named_by_content(store, directory, file, content)
     manifest = Manifest(name=name, digest=digest, format=form, files=files)
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-    stored_manifest = _put_named_by_content(store, directory, "MANIFEST.json", text)
+    stored_manifest = _put_named_by_content(store, directory, MANIFEST, text)
     pointer = Pointer(
         name=name,
         version=version,
@@ -143,12 +160,11 @@ def publish(
         manifest=stored_manifest,
         run=run,
         nonce=secrets.token_hex(16),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
         karikomi=VERSION,
     )
-    committed = _commit(store, pointer)
-    if committed.nonce == pointer.nonce:
-        _move_latest(store, committed)
+    committed = _commit(store, pointer, number)
+    _move_latest(store, committed)
     return _published(store, committed, already=committed.nonce != pointer.nonce)
 
 
@@ -178,68 +194,78 @@ def pull(
         raise InputError(f"{store.uri}: no release {name}@{version or 'latest'}")
     root = f"models/{name}/{pointer.digest[:12]}"
     manifest = _manifest(store, root, pointer)
-    directory.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.absolute().parent) as temporary:
-        fetched = Path(temporary) / "release"
-        fetched.mkdir()
-        for file, stored in manifest.files.items():
-            _fetch(store, f"{root}/{stored.key}", stored, fetched / file)
-        (fetched / "MANIFEST.json").write_bytes(store.get(f"{root}/{pointer.manifest.key}"))
-        if convert and manifest.format in convert:
-            convert[manifest.format](fetched)
-        if directory.exists():
-            directory.rmdir()
-        fetched.rename(directory)
+    try:
+        directory.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.absolute().parent) as temporary:
+            fetched = Path(temporary) / "release"
+            fetched.mkdir()
+            for file, stored in {**manifest.files, MANIFEST: pointer.manifest}.items():
+                _fetch(store, f"{root}/{stored.key}", stored, fetched / file)
+            if convert and manifest.format in convert:
+                convert[manifest.format](fetched)
+            fetched.rename(directory)  # also onto an empty directory
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))
 
 
-def _same_model(store: Store, name: str, version: str, digest: str) -> Published | None:
-    """The version that already holds this model. With "auto" any number will do, so publishing twice is one release.
+def _same_model(store: Store, name: str, version: str, digest: str) -> tuple[Pointer | None, int]:
+    """The version that already holds this model, or None and, with "auto", the first free number.
+
+    With "auto" any number will do, so that publishing twice is one release.
 
     Raises:
         InputError: the version asked for holds another model.
     """
-    candidates = [version] if version != "auto" else map(str, range(1, MOST_VERSIONS))
-    for candidate in candidates:
-        pointer = find_version(store, name, candidate)
-        if pointer is None:
-            return None
-        if pointer.digest == digest:
-            return _published(store, pointer, already=True)
-        if version != "auto":
-            raise _taken(store, pointer)
-    return None
+    if version != "auto":
+        there = find_version(store, name, version)
+        if there is not None and there.digest != digest:
+            raise _taken(store, there)
+        return there, 0
+    for number in itertools.count(1):
+        there = find_version(store, name, str(number))
+        if there is None or there.digest == digest:
+            return there, number
+    raise AssertionError("unreachable")
 
 
-def _commit(store: Store, pointer: Pointer) -> Pointer:
+def _commit(store: Store, pointer: Pointer, first: int) -> Pointer:
     """Writes the one pointer that makes the release visible; gives back the pointer that stands there now."""
-    numbers = map(str, range(1, MOST_VERSIONS)) if pointer.version == "auto" else [pointer.version]
+    numbers = map(str, itertools.count(first)) if pointer.version == "auto" else [pointer.version]
     for number in numbers:
         mine = pointer.model_copy(update={"version": number})
-        if store.create(f"models/{pointer.name}/versions/{number}.json", mine.model_dump_json(indent=1).encode()):
+        key = _version_key(pointer.name, number)
+        if store.create(key, mine.model_dump_json(indent=1).encode()):
             return mine
         there = find_version(store, pointer.name, number)
-        if there is not None and there.nonce == mine.nonce:  # our own success, its reply was lost
+        if there is None:
+            raise Unavailable(f"{store.uri}: {key} comes and goes", "Run the same command again.")
+        if there.nonce == mine.nonce:  # our own success, its reply was lost
             return there
-        if there is not None and there.digest == mine.digest:  # another publisher of the same model was first
+        if there.digest == mine.digest:  # another publisher of the same model was first
             return there
-        if there is not None and pointer.version != "auto":
+        if pointer.version != "auto":
             raise _taken(store, there)
-    raise Unavailable(f"{store.uri}: no free version of {pointer.name}")
+    raise AssertionError("unreachable")
 
 
 def _move_latest(store: Store, pointer: Pointer) -> None:
-    """Moves `latest` by compare-and-swap, never from a higher number to a lower one."""
-    key = f"models/{pointer.name}/latest.json"
+    """Moves `latest` by compare-and-swap, only ever forward."""
+    key = _latest_key(pointer.name)
     for _ in range(SWAP_TRIES):
         found = store.get_tagged(key)
-        if found is not None:
-            there = Pointer.model_validate_json(found[0])
-            if there.version.isdigit() and pointer.version.isdigit() and int(there.version) > int(pointer.version):
-                return
+        if found is not None and not _is_later(pointer, _pointer(store, key, pointer.name, None, found[0])):
+            return
         if store.swap(key, pointer.model_dump_json(indent=1).encode(), found[1] if found else None):
             return
     raise Unavailable(f"{store.uri}: {key} keeps changing", "Run the same command again.")
+
+
+def _is_later(one: Pointer, other: Pointer) -> bool:
+    """Numbers by their order; where a version is a name, by the time of commit, the other staying on a draw."""
+    if one.version.isdigit() and other.version.isdigit():
+        return int(one.version) > int(other.version)
+    return one.created > other.created
 
 
 def _taken(store: Store, pointer: Pointer) -> InputError:
@@ -256,50 +282,103 @@ def _published(store: Store, pointer: Pointer, already: bool) -> Published:
 
 def _put_named_by_content(store: Store, directory: str, file: str, content: bytes) -> Stored:
     """Stores REPORT.html as REPORT.<8 of its sha256>.html; the key is relative to the release's directory."""
-    stem, dot, suffix = file.rpartition(".")
-    key = f"{stem}.{hashlib.sha256(content).hexdigest()[:8]}{dot}{suffix}"
+    plain = PurePosixPath(file)
+    key = f"{plain.stem}.{hashlib.sha256(content).hexdigest()[:8]}{plain.suffix}"
     stored = store.put(f"{directory}/{key}", content)
     if not store.verify(stored):
         raise Unavailable(f"{store.uri}: {directory}/{key} is not what was written", "Run the same command again.")
     return stored.model_copy(update={"key": key})
 
 
-def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
+def _latest_key(name: str) -> str:
+    return f"models/{name}/latest.json"
+
+
+def _version_key(name: str, version: str) -> str:
+    return f"models/{name}/versions/{version}.json"
+
+
+def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes) -> Pointer:
+    """The pointer in an object, if it is the one that belongs there."""
     try:
-        text = store.get(f"{root}/{_safe(pointer.manifest.key)}")
+        pointer = Pointer.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{store.uri}: {key} is no version pointer: {error}") from error
+    if pointer.name != name or version not in (None, pointer.version):
+        raise InputError(f"{store.uri}: {key} is the pointer of {pointer.name}@{pointer.version}; it was put there")
+    _check_name(pointer.version)
+    return pointer
+
+
+def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
+    """The manifest that a pointer names, and that holds the model that it names.
+
+    Raises:
+        InputError: it is gone, was changed, or is of another model.
+    """
+    which = f"{store.uri}: the manifest of {pointer.name}@{pointer.version}"
+    try:
+        text = store.get(f"{root}/{_plain(pointer.manifest.key)}")
     except MissingKey as error:
-        raise InputError(f"{store.uri}: the manifest of {pointer.name}@{pointer.version} is gone") from error
+        raise InputError(f"{which} is gone") from error
     if hashlib.sha256(text).hexdigest() != pointer.manifest.sha256:
-        raise InputError(
-            f"{store.uri}: the manifest of {pointer.name}@{pointer.version} was changed after it was published"
-        )
-    manifest = Manifest.model_validate_json(text)
-    for file, stored in manifest.files.items():
-        _safe(file)
-        _safe(stored.key)
+        raise InputError(f"{which} was changed after it was published")
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{which} cannot be read: {error}", "Another version of karikomi wrote it.") from error
+    _check_files(manifest.files)
+    for stored in manifest.files.values():
+        _plain(stored.key)
+    model = {file: stored for file, stored in manifest.files.items() if stored.key == file}  # documents: other names
+    if not manifest.digest == pointer.digest == model_digest(model):
+        raise InputError(f"{which} is of another model than the version names")
     return manifest
 
 
-def _safe(file: str) -> str:
+def _check_name(name: str) -> None:
+    """Names and versions become parts of keys.
+
+    Raises:
+        InputError: it cannot be one.
+    """
+    if not re.fullmatch(VERSION_NAME, name):
+        raise InputError(f"{name!r} names no release or version", "Letters, digits, '.', '_' and '-', at most 63.")
+
+
+def _check_files(names: Collection[str]) -> None:
+    """Files of a release: plain names, no two of which would be one file, on any file system.
+
+    Raises:
+        InputError: they are not.
+    """
+    seen = {MANIFEST.casefold()}
+    for name in names:
+        if _plain(name).casefold() in seen:
+            raise InputError(f"the release has two files {name!r}")
+        seen.add(name.casefold())
+
+
+def _plain(file: str) -> str:
     """A plain file name, as far as another's manifest may name one.
 
     Raises:
         InputError: it could lead out of the directory.
     """
-    if not file or file != PurePosixPath(file).name or file in (".", "..") or "\\" in file or "\0" in file:
-        raise InputError(f"the manifest names a file {file!r}; a release has plain file names only")
+    if not file or file != PurePosixPath(file).name or file == ".." or "\\" in file or "\0" in file:
+        raise InputError(f"the release names a file {file!r}; only plain file names are taken")
     return file
 
 
 def _fetch(store: Store, key: str, stored: Stored, path: Path) -> None:
-    found, size = hashlib.sha256(), 0
+    """One file of a release, verified while it comes in.
+
+    Raises:
+        InputError: it is gone, or not what the manifest says.
+    """
     try:
-        with path.open("xb") as file:
-            for piece in store.stream(key):
-                found.update(piece)
-                size += len(piece)
-                file.write(piece)
+        found = store.download(key, path)
     except MissingKey as error:
         raise InputError(f"{store.uri}: {key} is gone; the release is damaged") from error
-    if (found.hexdigest(), size) != (stored.sha256, stored.size):
+    if (found.sha256, found.size) != (stored.sha256, stored.size):
         raise InputError(f"{store.uri}: {key} is not what the manifest says (sha256 differs); the release is damaged")

@@ -116,7 +116,7 @@ def test_running_again_does_nothing_again(undisturbed):
     assert shown.count("was done") == STEPS_OF_A_RUN == len(before)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_same_digest_on_other_numbers_of_workers(undisturbed, model, tmp_path, workers):
     job = write_job(tmp_path, model, str(tmp_path / "out"), cluster={"workers": workers})
     code, shown = run(job)

@@ -62,7 +62,7 @@ def hashes(blocks) -> list[str]:
     return [block.sha256 for block in blocks]
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("ffn", 0.25)])
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), pytest.param("ffn", 0.25, marks=pytest.mark.slow)])
 def test_same_bytes_on_any_number_of_workers(embedded_ray, tmp_path, pattern, sparsity):
     stage = make_stage(tmp_path, pattern, sparsity)
     results = [hashes(run(stage, workers)) for workers in (1, 2, 4)]

@@ -11,7 +11,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-ROUNDS_BEFORE = 2  # warm-up: first calls compile, page in and allocate
+ROUNDS_BEFORE = 1  # warm-up: first calls compile, page in and allocate
 
 
 class Shape(BaseModel):

@@ -36,7 +36,7 @@ class Formatted(BaseModel):
     size: Size
 
 
-def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str, form: str) -> Formatted:
+def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str, form: str, sparse: bool) -> Formatted:
     """Lays a rewritten model out as a release.
 
     Args:
@@ -44,6 +44,7 @@ def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str,
         other_files: names of the source's tokenizer and generation files, taken over as they are.
         prefix: where new objects of this step go.
         form: "huggingface" or "compact" (see `workflows.formats.compact`).
+        sparse: the pattern is one of zeros; only then they are counted and the archive form is weighed.
     """
     assert state.blocks, "a dense model has nothing to format"
     store, source, checkpoint = open_store(state.store), open_store(state.source), Checkpoint(state)
@@ -53,6 +54,8 @@ def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str,
     zeros = 0
     packed: dict[str, Stored] = {}
     for name, stored in weights.items():
+        if not sparse:
+            break
         data = store.get(stored.key)
         if name != OUTER_FILE:
             linears = [one for one in safetensors.torch.load(data).values() if one.ndim == 2]
@@ -74,7 +77,7 @@ def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str,
             **counts(checkpoint),
             zeros=zeros,
             weight_bytes=dense_bytes,
-            compact_bytes=sum(one.size for one in packed.values()) if zeros else None,
+            compact_bytes=sum(one.size for one in packed.values()) if sparse else None,
         ),
     )
 
