@@ -8,18 +8,22 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import Cancelled, KarikomiError, Unavailable
 from cluster.session import shortage
 
 ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
 LOOK_AGAIN = 0.5  # seconds
+ROOM_WITHIN = 300  # seconds
 
 
 @ray.remote(num_cpus=0)
@@ -86,11 +90,36 @@ def train(
             "Ask for fewer tune.ranks, or a larger cluster.",
         )
     for _ in range(ATTEMPTS):
+        wait_for_room(bundle, ranks, stop)
         try:
             return _attempt(loop, argument, ranks, bundle, on_news, stop)
         except RankLost as error:
             lost = error
     raise Unavailable(f"tune: ranks were lost {ATTEMPTS} times over: {lost}", "Run the same command again.")
+
+
+def wait_for_room(bundle: dict[str, float], ranks: int, stop: Callable[[], bool]) -> None:
+    """Waits until the group fits: what used the machines before gives them back a moment after it ended.
+
+    Raises:
+        Unavailable: others keep them.
+        Cancelled: `stop` said so.
+    """
+    deadline = time.monotonic() + ROOM_WITHIN
+    while any(ray.available_resources().get(name, 0) < amount * ranks for name, amount in bundle.items()):
+        if stop():
+            raise Cancelled("stopped while waiting for machines")
+        if time.monotonic() > deadline:
+            free = ray.available_resources()
+            raise Unavailable(shortage(bundle, ranks, ray.cluster_resources(), free), "Run it when machines are free.")
+        time.sleep(LOOK_AGAIN)
+
+
+def own_groups() -> set[str]:
+    """Ids of the placement groups that this job holds; an id ends with its job's."""
+    job = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    return {name for name, entry in table.items() if name.endswith(job) and entry["state"] != "REMOVED"}
 
 
 class RankLost(Exception):
@@ -114,6 +143,7 @@ def _attempt(
     storage = tempfile.mkdtemp(prefix="karikomi-train-")
     failure: list[BaseException] = []
     arguments = (loop, argument, board, ranks, bundle, storage, failure)
+    before = own_groups()
     thread = threading.Thread(target=_fit, args=arguments, daemon=True, name="ray-train")
     try:
         thread.start()
@@ -129,10 +159,12 @@ def _attempt(
         if stop():
             raise Cancelled("stopped while tuning; this step begins anew next time")
         if failure:
-            raise _readable(failure[0]) from failure[0]
+            raise failure[0]
         return ray.get(board.take.remote())
     finally:
         ray.kill(board)
+        for left in own_groups() - before:  # a controller that fails while it starts its ranks forgets them
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(left))))
         shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -165,7 +197,9 @@ def _fit(
     try:
         trainer.fit()
     except BaseException as error:  # handed to the thread that waits
-        failure.append(error)
+        failure.append(_readable(error))
+        # The frames behind an error hold the group's controller, and with it the machines that the next attempt needs.
+        failure[0].__traceback__ = failure[0].__context__ = failure[0].__cause__ = None
 
 
 def _rank(config: dict[str, Any]) -> None:
@@ -183,6 +217,9 @@ def _readable(error: BaseException) -> BaseException:
         if isinstance(cause, KarikomiError):
             return cause
     # A dead rank also breaks its peers' connections, so their errors count for nothing then.
-    if any(isinstance(one, RayActorError | WorkerCrashedError) or "died" in str(one) for one in causes):
+    if any(
+        isinstance(one, RayActorError | WorkerCrashedError) or "died" in str(one) or "startup timed out" in str(one)
+        for one in causes
+    ):
         return RankLost(str(error)[:500])
     return error

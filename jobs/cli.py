@@ -19,8 +19,9 @@ app = typer.Typer(
     help="Makes a Transformer model smaller and faster: scores, prunes, repairs, measures, publishes.",
     epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 gate not met, 75 machines or store lost (retry), 130 stopped.",
 )
-out = Console()
-err = Console(stderr=True)
+WIDTH = 130  # of what is not a terminal: a log file wraps nothing
+out = Console(width=None if sys.stdout.isatty() else WIDTH)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file (YAML); see `karikomi fields`.")]
 

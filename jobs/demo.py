@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.errors import KarikomiError
 from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
 from jobs.job import read_job
@@ -20,7 +21,16 @@ MODEL = STATE / "gemma-3-270m-q4_k_m.gguf"
 
 
 def main() -> int:
-    """Runs the demo from the repository's root; returns the exit code of `karikomi run`."""
+    """Runs the demo from the repository's root; an error is one clear message here, too."""
+    try:
+        return demo()
+    except KarikomiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def demo() -> int:
+    """Starts the S3 server, puts the model in place, runs the job, pulls its release; returns the run's exit code."""
     console = Console(stderr=True)
     started = time.monotonic()
     job = read_job(JOB)

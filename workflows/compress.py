@@ -193,6 +193,9 @@ class Run:
 
         def make(work: Work) -> WindowsMade:
             content = to_parquet(build_all(data, load_tokenizer(self.source), self.recipe.seed))
+            # The first thing that a run writes, once its data are known to be good: what it was asked for, resolved.
+            asked = {"recipe": self.recipe.model_dump(mode="json"), "settings": self.settings.model_dump(mode="json")}
+            work.store.put_json(f"{self.journal.root}/job.json", asked)
             return WindowsMade(stored=work.store.put(f"{work.prefix('data')}.parquet", content))
 
         return self.journal.step("windows", inputs, WindowsMade, make).stored

@@ -28,5 +28,5 @@ def test_an_own_profile_by_its_file(tmp_path):
 
 
 def test_unknown_profiles_list_the_known_ones():
-    with pytest.raises(InputError, match="no profile abacus; there are: cpu-local, h100-sxm"):
+    with pytest.raises(InputError, match="no profile abacus; there are: a100-80g, cpu-local, h100-sxm, l4"):
         load_profile("abacus")

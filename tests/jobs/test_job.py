@@ -35,6 +35,12 @@ def test_shipped_examples_are_valid(path):
     assert job.recipe.target.sparsity == job.recipe.stages[-1].sparsity
 
 
+def test_the_job_in_the_readme_is_valid():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    job = parse_job(readme.split("```yaml\n")[1].split("```")[0], "README.md")
+    assert [stage.sparsity for stage in job.recipe.stages] == [0.3, 0.5]
+
+
 def test_everything_but_four_fields_has_a_default():
     job = parse()
     assert [stage.sparsity for stage in job.recipe.stages] == [0.5]

@@ -10,6 +10,7 @@ from workflows.evaluation.latency import Footprint, PairedTiming, Shape, Timing
 from workflows.evaluation.quality import Quality, WindowScore
 from workflows.recipe import Gates
 from workflows.reports.documents import documents
+from workflows.reports.page import payback
 from workflows.reports.report import Measured, Report, Size, StageHistory
 from workflows.reports.summary import comparison, faster, verdict
 
@@ -33,7 +34,7 @@ def timing(phase: str, ratio: float, noise: float = 0.001) -> PairedTiming:
     return PairedTiming(phase=phase, shape=Shape(batch=1, prompt=100, new_tokens=8), dense=dense, compressed=compressed)
 
 
-def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0) -> Report:
+def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0, bad_loss: float = 4.0) -> Report:
     dense, tuned = quality(3.0), quality(2.95)
     passed = judge(dense, tuned, Gates())
     history = [
@@ -42,12 +43,12 @@ def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0) -> Report
         )
     ]
     if stages == 2:
-        bad = quality(4.0)
+        bad = quality(bad_loss)
         failed = judge(dense, bad, Gates())
         history.append(
             StageHistory(stage=2, sparsity=0.4, parameters=600, pruned=bad, tuned=bad, retried=True, verdict=failed)
         )
-    speed = Throughput(prefill=100, decode=100)
+    speed, faster_speed = Throughput(prefill=100, decode=100), Throughput(prefill=100 * prefill, decode=100)
     return Report(
         name="chat",
         run="chat-1",
@@ -74,7 +75,7 @@ def make_report(prefill: float = 1.2, stages: int = 1, zeros: int = 0) -> Report
             machine={"processor": "test"},
             threads=2,
         ),
-        cost=cost(speed, speed, Traffic(), 1.0, "nowhere", 10, 1, "x"),
+        cost=cost(speed, faster_speed, Traffic(), 1.0, "nowhere", 10, 1, "x"),
         step_seconds={"prune 1": 3.0},
         recipe={"model": HOSTILE},
         karikomi="0",
@@ -122,3 +123,25 @@ def test_all_documents_are_made_and_the_page_escapes_what_users_wrote(stages):
     assert 'src="' not in page
     assert Report.model_validate_json(made["REPORT.json"]) == make_report(stages=stages)
     assert json.loads(made["PROVENANCE.json"])["source_digest"] == "a" * 64
+
+
+def test_no_pay_back_is_promised_from_noise():
+    measured = make_report(prefill=1.2)
+    assert payback(measured) == "within a day"
+    assert payback(make_report(prefill=0.8)) == "never: nothing is saved"
+    noise = measured.measured.model_copy(update={"timings": (timing("prefill", 1.0, 0.1), timing("decode", 1.0, 0.1))})
+    assert payback(measured.model_copy(update={"measured": noise})).startswith("cannot be told")
+
+
+def test_a_stage_beyond_all_numbers_still_makes_a_page():
+    made = documents(make_report(stages=2, bad_loss=800.0))
+    assert "broken" in made["REPORT.html"].decode()
+    assert b"NaN" not in made["REPORT.json"]
+
+
+def test_the_page_tells_increase_with_interval_and_both_token_prices():
+    page = documents(make_report())["REPORT.html"].decode()
+    assert "-4.9 % (" in page
+    assert "a million prompt tokens" in page
+    assert "median of the ratios of 10 rounds" in page
+    assert 'role="img" aria-label="' in page

@@ -26,17 +26,29 @@ class Throughput(BaseModel):
 
 
 class Cost(BaseModel):
-    """What both models cost, in US dollars; every assumption is a sentence."""
+    """What both models cost, in US dollars; every assumption is a sentence.
+
+    Attributes:
+        dense_per_million, compressed_per_million: a million tokens in the traffic's mix of prompt and output.
+        dense_prompt_per_million, compressed_prompt_per_million: a million tokens read.
+        dense_output_per_million, compressed_output_per_million: a million tokens written.
+        run: the compression itself, once.
+        months_to_pay_back: None means never, nothing is saved.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     price_per_hour: float
     dense_per_million: float
     compressed_per_million: float
+    dense_prompt_per_million: float
+    compressed_prompt_per_million: float
+    dense_output_per_million: float
+    compressed_output_per_million: float
     dense_per_month: float
     compressed_per_month: float
     run: float
-    months_to_pay_back: float | None  # None: never, nothing is saved
+    months_to_pay_back: float | None
     assumptions: tuple[str, ...]
 
 
@@ -83,6 +95,10 @@ def cost(
         price_per_hour=price_per_hour,
         dense_per_million=million["dense"],
         compressed_per_million=million["compressed"],
+        dense_prompt_per_million=per_second / dense.prefill * 1e6,
+        compressed_prompt_per_million=per_second / compressed.prefill * 1e6,
+        dense_output_per_million=per_second / dense.decode * 1e6,
+        compressed_output_per_million=per_second / compressed.decode * 1e6,
         dense_per_month=month["dense"],
         compressed_per_month=month["compressed"],
         run=run,

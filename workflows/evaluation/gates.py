@@ -3,8 +3,10 @@
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from workflows.evaluation.quality import Quality, resamples
+from workflows.evaluation.quality import LARGEST_MEAN, Quality, resamples
 from workflows.recipe import Gates
+
+TOLD_IN_PERCENT = 10.0  # a share: up to 1000 %
 
 
 class Verdict(BaseModel):
@@ -29,15 +31,20 @@ def judge(dense: Quality, candidate: Quality, gates: Gates, seed: int = 0) -> Ve
     """Holds a model against its gates.
 
     The decision is taken on the measured increase; its interval is a paired bootstrap over windows, since both models
-    saw the same ones.
+    saw the same ones. A slice on which the model is broken fails, however good the rest is.
     """
+    assert [(one.slice, one.tokens) for one in dense.windows] == [
+        (one.slice, one.tokens) for one in candidate.windows
+    ], "both models are judged on the same windows"
     overall = increase(dense, candidate)
     if overall is None:
-        broken = ("the model's losses are not finite: it is broken",)
-        return Verdict(
-            passed=False, increase=None, interval=None, worst_slice=None, worst_increase=None, reasons=broken
-        )
-    by_slice = {name: increase(dense.of_slice(name), candidate.of_slice(name)) or 0.0 for name in dense.slices}
+        return broken("the model's losses are not finite: it is broken")
+    by_slice = {}
+    for name in dense.slices:
+        risen = increase(dense.of_slice(name), candidate.of_slice(name))
+        if risen is None:
+            return broken(f"the losses on slice {name} are not finite: the model is broken there", name)
+        by_slice[name] = risen
     worst = max(by_slice, key=lambda name: by_slice[name])
     reasons = [compared("perplexity", overall, gates.perplexity_increase)]
     if len(by_slice) > 1:
@@ -53,6 +60,13 @@ def judge(dense: Quality, candidate: Quality, gates: Gates, seed: int = 0) -> Ve
     )
 
 
+def broken(reason: str, worst_slice: str | None = None) -> Verdict:
+    """The verdict on a model that has no perplexity."""
+    return Verdict(
+        passed=False, increase=None, interval=None, worst_slice=worst_slice, worst_increase=None, reasons=(reason,)
+    )
+
+
 def increase(dense: Quality, candidate: Quality) -> float | None:
     """Relative increase of perplexity; None when one of them is not finite."""
     before, after = dense.perplexity, candidate.perplexity
@@ -63,12 +77,15 @@ def paired_interval(dense: Quality, candidate: Quality, seed: int) -> tuple[floa
     """95 % interval of the increase, both models resampled on the same windows."""
     (loss, tokens), (other, _) = dense.sums(), candidate.sums()
     picks = resamples(len(loss), seed)
-    ratios = np.exp((other[picks] - loss[picks]).sum(1) / tokens[picks].sum(1)) - 1
+    ratios = np.exp(np.minimum((other[picks] - loss[picks]).sum(1) / tokens[picks].sum(1), LARGEST_MEAN)) - 1
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
 
 
 def compared(what: str, value: float, limit: float) -> str:
-    """Such as "perplexity rose 14.2 % (limit 10 %)"."""
-    moved = f"rose {value:.1%}" if value >= 0 else f"fell {-value:.1%}"
+    """Such as "perplexity rose 14.2 % (limit +10 %)"; a rise that no percentage makes clear is told in times."""
+    if value > TOLD_IN_PERCENT:
+        moved = f"rose to {value + 1:.3g} times the dense model's"
+    else:
+        moved = f"rose {value:.1%}" if value >= 0 else f"fell {-value:.1%}"
     return f"{what} {moved} (limit +{limit:.0%})".replace("%", " %")

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,14 @@ def _one(model: Any, tokens: torch.Tensor, new_tokens: int) -> tuple[float, floa
 
 @torch.inference_mode()
 def measure_footprint(load: Callable[[], Any], shape: Shape) -> Footprint:
-    """Loads a model, runs it once and notes the peak. To be called in a fresh process, since peaks never fall.
+    """Loads a model, runs it once and notes the peak. To be called in a fresh process, which holds nothing else.
 
     Args:
         load: gives the model on its device.
         shape: what is run.
     """
     gc.collect()
+    forget_high_water()
     before = psutil.Process().memory_info().rss
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -141,7 +143,13 @@ def measure_footprint(load: Callable[[], Any], shape: Shape) -> Footprint:
     return Footprint(load_seconds=seconds, peak_bytes=peak)
 
 
+def forget_high_water() -> None:
+    """Lets the high water fall to what is resident now: importing torch can rise above what it keeps (proc(5))."""
+    with suppress(OSError):  # a kernel without it: the peak then counts from the imports' own
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def high_water() -> int:
-    """Most resident bytes this process ever had. Not getrusage's: that one is inherited from the parent."""
+    """Most resident bytes since `forget_high_water`. Not getrusage's: that one is inherited from the parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

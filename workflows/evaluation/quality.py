@@ -13,6 +13,7 @@ from workflows.data.windows import Windows
 
 HEAD_CHUNK = 128  # tokens whose logits are held at once: 262k words x 128 x 4 bytes is 128 MiB
 RESAMPLES = 1000
+LARGEST_MEAN = 700.0  # nats a token; e to the power of more overflows fp64
 
 
 class WindowScore(BaseModel):
@@ -35,8 +36,8 @@ class Quality(BaseModel):
 
     @property
     def finite(self) -> bool:
-        """Whether every loss is a number."""
-        return all(one.loss is not None for one in self.windows)
+        """Whether there is a perplexity: every loss is a number, and their mean is not beyond all numbers."""
+        return self.perplexity is not None
 
     @property
     def slices(self) -> list[str]:
@@ -54,10 +55,12 @@ class Quality(BaseModel):
 
     @property
     def perplexity(self) -> float | None:
-        """Exp of the mean loss per token; None when a loss is not finite."""
+        """Exp of the mean loss per token; None when a loss is not finite, the mean overflows or there is no window."""
+        if not self.windows:
+            return None
         loss, tokens = self.sums()
         mean = loss.sum() / tokens.sum()
-        return float(np.exp(mean)) if np.isfinite(mean) and mean < 700 else None
+        return float(np.exp(mean)) if mean < LARGEST_MEAN else None
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
         """Loss and tokens of every window, fp64."""
@@ -70,7 +73,7 @@ class Quality(BaseModel):
             return None
         loss, tokens = self.sums()
         picks = resamples(len(loss), seed)
-        values = np.exp(loss[picks].sum(1) / tokens[picks].sum(1))
+        values = np.exp(np.minimum(loss[picks].sum(1) / tokens[picks].sum(1), LARGEST_MEAN))
         low, high = np.quantile(values, [0.025, 0.975])
         return float(low), float(high)
 

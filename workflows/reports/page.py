@@ -4,9 +4,12 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from workflows.reports.plot import quality_against_size
+from workflows.evaluation.gates import Verdict
+from workflows.reports.plot import quality_against_size_and_speed
 from workflows.reports.report import Report
-from workflows.reports.summary import comparison, quality_row, verdict
+from workflows.reports.summary import comparison, verdict
+
+DAYS_PER_MONTH = 30
 
 
 def render_page(report: Report) -> bytes:
@@ -17,6 +20,27 @@ def render_page(report: Report) -> bytes:
         report=report,
         verdict=verdict(report),
         rows=comparison(report),
-        plot=quality_against_size(report),
-        quality_row=quality_row,
+        plot=quality_against_size_and_speed(report),
+        payback=payback(report),
+        gate_increase=gate_increase,
+        rounds=len(report.timing("prefill").dense.seconds),
     ).encode()
+
+
+def payback(report: Report) -> str:
+    """When the run has paid for itself; nothing is promised from a speed that was not measurably different."""
+    ranges = [report.timing(phase).speedup()[1:] for phase in ("prefill", "decode")]
+    if all(low <= 1 <= high for low, high in ranges):
+        return "cannot be told: no speed differs measurably"
+    months = report.cost.months_to_pay_back
+    if months is None:
+        return "never: nothing is saved"
+    return "within a day" if months * DAYS_PER_MONTH < 1 else f"after {months:,.1f} months"
+
+
+def gate_increase(judged: Verdict) -> str:
+    """The increase of perplexity with its paired interval, such as "+1.6 % (-0.8 to +4.1)"."""
+    if judged.increase is None or judged.interval is None:
+        return "broken"
+    low, high = judged.interval
+    return f"{100 * judged.increase:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -1,38 +1,63 @@
-"""Quality against size over the stages, as inline SVG."""
+"""Quality against size over the stages, and against speed, as inline SVG."""
 
 import io
 import re
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflows.evaluation.quality import Quality
 from workflows.reports.report import Report
 
-INK, ACCENT, FAILED = "#222", "#1b6e53", "#b3261e"
+INK, ACCENT, FAILED, LINE = "#222", "#1b6e53", "#b3261e", "#bbb"
 
 
-def quality_against_size(report: Report) -> str:
-    """An <svg> element: one point per stage, with the interval of its perplexity; failed gates are marked."""
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    points = [("dense", report.dense_size.parameters, report.dense, True)]
-    points += [(f"stage {one.stage}", one.parameters, one.final, one.verdict.passed) for one in report.history]
-    drawn = [(label, size / 1e6, quality, passed) for label, size, quality, passed in points if quality.finite]
-    axes.plot([one[1] for one in drawn], [one[2].perplexity or 0.0 for one in drawn], color="#bbb", zorder=1)
-    for label, size, quality, passed in drawn:
-        interval, middle = quality.interval(), quality.perplexity
-        assert interval is not None
-        assert middle is not None
-        color = INK if label == "dense" else ACCENT if passed else FAILED
-        spread = [[max(0.0, middle - interval[0])], [max(0.0, interval[1] - middle)]]
-        axes.errorbar(size, middle, yerr=spread, fmt="o", color=color, capsize=3)
-        axes.annotate(label, (size, middle), textcoords="offset points", xytext=(8, 6), color=color)
-    axes.set_xlabel(
-        "parameters, millions" if len({one[1] for one in drawn}) > 1 else "parameters, millions (zeros counted)"
-    )
-    axes.set_ylabel("perplexity, 95 % interval")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.15)
+def quality_against_size_and_speed(report: Report) -> str:
+    """An <svg> element of two panels that share the perplexity's axis.
+
+    Left, one point per stage against parameters; failed gates are red, stages without a perplexity are left out.
+    Right, against prefill time: only the dense and the published model are timed.
+    """
+    figure = Figure(figsize=(9.0, 3.3), layout="constrained")
+    size, speed = figure.subplots(1, 2, sharey=True)
+    stages = [("dense", report.dense_size.parameters / 1e6, report.dense, INK)]
+    stages += [
+        (f"stage {one.stage}", one.parameters / 1e6, one.final, ACCENT if one.verdict.passed else FAILED)
+        for one in report.history
+        if one.final.finite
+    ]
+    size.plot([one[1] for one in stages], [one[2].perplexity or 0.0 for one in stages], color=LINE, zorder=1)
+    for label, x, quality, color in stages:
+        point(size, label, x, quality, color)
+    timing = report.timing("prefill")
+    published = f"stage {report.stage}"
+    for label, one, quality, color in (
+        ("dense", timing.dense, report.dense, INK),
+        (published, timing.compressed, report.compressed, ACCENT),
+    ):
+        point(speed, label, 1000 * one.percentile(50), quality, color)
+    size.set_xlabel("parameters, millions (zeros counted)" if report.compressed_size.zeros else "parameters, millions")
+    speed.set_xlabel(f"prefill of {timing.shape.prompt} tokens, ms (median)")
+    size.set_ylabel("perplexity, 95 % interval")
+    for axes in (size, speed):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.2)
+    return svg(figure)
+
+
+def point(axes: Axes, label: str, x: float, quality: Quality, color: str) -> None:
+    """One labelled dot with the interval of its perplexity."""
+    interval, middle = quality.interval(), quality.perplexity
+    assert interval is not None
+    assert middle is not None
+    spread = [[max(0.0, middle - interval[0])], [max(0.0, interval[1] - middle)]]
+    axes.errorbar(x, middle, yerr=spread, fmt="o", color=color, capsize=3)
+    axes.annotate(label, (x, middle), textcoords="offset points", xytext=(8, 6), color=color)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an element to stand inside HTML: no prologue, no date, no fixed size."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue()
-    return re.sub(r"\s(width|height)=\"[\d.]+pt\"", "", svg[svg.index("<svg") :], count=2)
+    text = buffer.getvalue()
+    return re.sub(r"\s(width|height)=\"[\d.]+pt\"", "", text[text.index("<svg") :], count=2)

@@ -56,7 +56,7 @@ def comparison(report: Report) -> list[Row]:
     dense, compressed = report.dense_size, report.compressed_size
     rows = [
         row("parameters", dense.parameters, compressed.parameters, "{:,.0f}"),
-        row("  of the linears in blocks, not zero", dense.block_parameters - dense.zeros,
+        row("  in blocks' linears, not zero", dense.block_parameters - dense.zeros,
             compressed.block_parameters - compressed.zeros, "{:,.0f}"),
         row("weights on disk, MiB", dense.weight_bytes / MIB, compressed.weight_bytes / MIB, "{:,.1f}"),
     ]  # fmt: skip
@@ -118,7 +118,7 @@ def quality_row(label: str, dense: Quality, compressed: Quality) -> Row:
 def timing_rows(timing: PairedTiming) -> list[Row]:
     """Median, tail and throughput of one phase at one shape."""
     shape = timing.shape
-    place = f"batch {shape.batch}, {shape.prompt} tokens" if timing.phase == "prefill" else f"batch {shape.batch}"
+    place = f"{shape.batch} x {shape.prompt}" if timing.phase == "prefill" else f"batch {shape.batch}"
     scale = 1000.0 if timing.phase == "prefill" else 1000.0 / shape.new_tokens
     unit = "ms" if timing.phase == "prefill" else "ms a token"
     cells = [
@@ -126,7 +126,7 @@ def timing_rows(timing: PairedTiming) -> list[Row]:
         for one in (timing.dense, timing.compressed)
     ]
     return [
-        Row(f"{timing.phase}, {place}: p50 / p90 / p99, {unit}", cells[0], cells[1], faster(timing)),
+        Row(f"{timing.phase} {place}, p50 / p90 / p99 {unit}", cells[0], cells[1], faster(timing)),
         row(
             "  tokens a second",
             timing.dense.tokens_per_second,
