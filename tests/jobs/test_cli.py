@@ -75,7 +75,7 @@ def test_plan_says_what_will_happen_and_writes_nothing(tmp_path, model):
         ({"model": "/no/such/model"}, 2, "/no/such/model is not there"),
         ({"target": {"pattern": "5:7", "sparsity": 2 / 7}}, 2, "no multiple of 7"),
         ({"target": {"pattern": "ffn", "sparsity": 0.003}}, 2, "sparsity"),
-        ({"hardware": "abacus"}, 2, "no profile abacus; there are: cpu-local"),
+        ({"hardware": "abacus"}, 2, "no profile abacus; there are: a100-80g, cpu-local, h100-sxm, l4"),
         ({"publish": {"to": "ftp://x"}}, 2, "no kind of store"),
         ({"publish": {"to": "/proc/nowhere"}}, 2, "cannot be written"),
     ],
