@@ -103,6 +103,11 @@ class DirectoryStore(Store):
         wanted = [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(TEMPORARY)]
         return iter(sorted(wanted))
 
+    def folders(self, prefix: str) -> list[str]:
+        """See `Store.folders`."""
+        below = self._path(prefix.removesuffix("/"))
+        return sorted(one.name for one in below.iterdir() if one.is_dir()) if below.is_dir() else []
+
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
         try:

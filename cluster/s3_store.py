@@ -137,6 +137,16 @@ class S3Store(Store):
             found = [entry["Key"][cut:] for page in pages for entry in page.get("Contents", [])]
         return iter(sorted(key for key in found if key and not key.endswith("/")))  # consoles mark "folders" so
 
+    def folders(self, prefix: str) -> list[str]:
+        """See `Store.folders`."""
+        full = f"{self._full(prefix.removesuffix('/'))}/"
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=full, Delimiter="/"
+            )
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
+        return sorted(one.removeprefix(full).removesuffix("/") for one in found)
+
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
         with self._errors(key):

@@ -88,6 +88,10 @@ class Store(ABC):
         """Keys that begin so, in order."""
 
     @abstractmethod
+    def folders(self, prefix: str) -> list[str]:
+        """Names directly below a prefix that ends with "/" and that have keys below them, in order."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""
 

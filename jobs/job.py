@@ -78,6 +78,11 @@ def parse_job(text: str, origin: str) -> Job:
         raise InputError(explain(error, origin), "`karikomi fields` lists every field.") from error
 
 
+def dump_job(job: Job) -> bytes:
+    """A job file that `parse_job` reads as this very job."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
+
+
 def load_yaml(text: str, origin: str) -> Any:
     """Plain data from YAML: no objects, no doubled keys, few aliases."""
     try:

@@ -1,0 +1,203 @@
+"""What a run leaves in the store beside its steps: who tried it, how far each attempt came, how it ended.
+
+    runs/<run>/job.yaml                     the job, as it was given
+    runs/<run>/attempts/<n>/started.json    created once by whoever claims attempt n
+    runs/<run>/attempts/<n>/progress.json   replaced every few seconds while it lives; its age tells a lost driver
+    runs/<run>/attempts/<n>/ended.json      the exit code, what came out, and what it used
+    runs/<run>/events/<n>.jsonl             every event of attempt n
+    runs/<run>/logs/<n>.txt                 its driver's log, copied from the cluster
+
+A run's state is derived from these alone, so it is still there when the cluster is gone.
+"""
+
+import itertools
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.errors import InputError
+from cluster.storage import MissingKey, Store
+from cluster.version import VERSION
+
+HEARTBEAT_SECONDS = 5.0
+LOST_AFTER_SECONDS = 60.0  # without a heartbeat
+
+Kind = TypeVar("Kind", bound="Record")
+Result = Literal["done", "rolled back", "gate not met", "bad input", "failed", "lost", "cancelled"]
+State = Literal["queued", "running"] | Result
+
+
+class Record(BaseModel):
+    """Base of everything that is kept: unknown fields are refused, so that other code's records are noticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Started(Record):
+    """An attempt at a run. Its name is also the submission id on a Ray cluster, which takes each id only once."""
+
+    run: str
+    number: int
+    tenant: str
+    name: str
+    by: str = Field(description="Who asked, as user@host or a schedule's name.")
+    cluster: str = Field(description="embedded, or the address it was submitted to.")
+    at: datetime
+    karikomi: str = VERSION
+
+    @property
+    def attempt(self) -> str:
+        """Name of the attempt: <run>-a<n>."""
+        return f"{self.run}-a{self.number}"
+
+
+class Usage(Record):
+    """What an attempt held of the machines, whether or not its steps came to an end."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            seconds=self.seconds + other.seconds,
+            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
+            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
+        )
+
+
+class Progress(Record):
+    """How far an attempt is; `at` is its heartbeat."""
+
+    at: datetime
+    step: str = ""
+    stage: int = 0
+    stages: int = 0
+    done: int = 0
+    total: int = 0
+    gate: str = Field("", description="The last gate's numbers, as one sentence.")
+    waits_for: str = Field("", description="What the run is waiting for; empty while it works.")
+    usage: Usage = Usage()
+
+
+class Ended(Record):
+    """How an attempt ended."""
+
+    at: datetime
+    code: int
+    result: Result
+    sentence: str = Field(description="What happened, for a person: the verdict, or the error.")
+    hint: str = Field("", description="What to do next.")
+    release: str = Field("", description="NAME@VERSION, when something was published.")
+    digest: str = Field("", description="The published model's digest.")
+    usage: Usage = Usage()
+
+
+class Attempt(Record):
+    """One attempt with all that is known of it."""
+
+    started: Started
+    progress: Progress | None
+    ended: Ended | None
+
+    @property
+    def usage(self) -> Usage:
+        """The last that was told of what it used."""
+        return self.ended.usage if self.ended else self.progress.usage if self.progress else Usage()
+
+    def state(self, now: datetime) -> State:
+        """Derived, never written: an attempt that stopped telling is lost."""
+        if self.ended:
+            return self.ended.result
+        if self.progress is None:
+            return "queued"
+        return "running" if (now - self.progress.at).total_seconds() < LOST_AFTER_SECONDS else "lost"
+
+
+class Run(Record):
+    """A run with its attempts, first to last."""
+
+    run: str
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def last(self) -> Attempt:
+        """The attempt that counts."""
+        return self.attempts[-1]
+
+    @property
+    def usage(self) -> Usage:
+        """What all its attempts used."""
+        return sum((one.usage for one in self.attempts), Usage())
+
+    def state(self, now: datetime) -> State:
+        """That of its last attempt."""
+        return self.last.state(now)
+
+
+def claim(store: Store, run: str, tenant: str, name: str, by: str, cluster: str, job: bytes) -> Started:
+    """Claims the run's next attempt: of several claimants at once each gets a number of its own."""
+    store.put(f"runs/{run}/job.yaml", job)
+    for number in itertools.count(len(attempt_numbers(store, run)) + 1):
+        mine = Started(run=run, number=number, tenant=tenant, name=name, by=by, cluster=cluster, at=datetime.now(UTC))
+        if store.create(_key(run, number, "started"), mine.model_dump_json(indent=1).encode()):
+            return mine
+    raise AssertionError("unreachable")
+
+
+def note_progress(store: Store, started: Started, progress: Progress) -> None:
+    """Replaces the attempt's heartbeat."""
+    store.put(_key(started.run, started.number, "progress"), progress.model_dump_json(indent=1).encode())
+
+
+def note_end(store: Store, started: Started, ended: Ended) -> bool:
+    """Records how an attempt ended; the first to say so is believed. False when somebody had."""
+    return store.create(_key(started.run, started.number, "ended"), ended.model_dump_json(indent=1).encode())
+
+
+def attempt_numbers(store: Store, run: str) -> list[int]:
+    """Numbers of the attempts that were claimed, in order."""
+    return sorted(int(one) for one in store.folders(f"runs/{run}/attempts/") if one.isdigit())
+
+
+def read_run(store: Store, run: str) -> Run | None:
+    """A run by its name; None when nobody ever attempted it.
+
+    Raises:
+        InputError: a record was written by other code, or changed by hand.
+    """
+    attempts = tuple(_attempt(store, run, number) for number in attempt_numbers(store, run))
+    return Run(run=run, attempts=attempts) if attempts else None
+
+
+def list_runs(store: Store) -> Iterator[Run]:
+    """All runs that were ever attempted, by name."""
+    for name in store.folders("runs/"):
+        if (run := read_run(store, name)) is not None:
+            yield run
+
+
+def _attempt(store: Store, run: str, number: int) -> Attempt:
+    started = _read(store, _key(run, number, "started"), Started)
+    if started is None:
+        raise InputError(f"{store.uri}: {_key(run, number, 'started')} is gone")
+    return Attempt(
+        started=started,
+        progress=_read(store, _key(run, number, "progress"), Progress),
+        ended=_read(store, _key(run, number, "ended"), Ended),
+    )
+
+
+def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:
+    try:
+        return kind.model_validate_json(store.get(key))
+    except MissingKey:
+        return None
+    except ValidationError as error:
+        raise InputError(f"{store.uri}: {key} is no record of this version: {error}") from error
+
+
+def _key(run: str, number: int, what: str) -> str:
+    return f"runs/{run}/attempts/{number}/{what}.json"
