@@ -15,8 +15,8 @@ from cluster.errors import Unavailable
 from cluster.spec import ClusterSpec
 
 # glibc keeps freed blocks below its (growing) threshold; a fixed one gives the memory of dropped weights back.
-WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+WORKER_ENVIRONMENT = ALLOCATOR | {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -24,6 +24,7 @@ from cluster.session import shortage
 ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
 LOOK_AGAIN = 0.5  # seconds
 ROOM_WITHIN = 300  # seconds
+GONE_WITHIN = 30  # seconds; what is left then holds no machines
 
 
 @ray.remote(num_cpus=0)
@@ -123,7 +124,7 @@ def own_groups() -> set[str]:
 
 
 class RankLost(Exception):
-    """A rank's process or machine is gone."""
+    """A process of the group or its machine is gone."""
 
 
 def _attempt(
@@ -161,10 +162,13 @@ def _attempt(
         if failure:
             raise failure[0]
         return ray.get(board.take.remote())
+    except RayActorError as error:  # the board's: ranks fail at their next note; removing their machines ends them
+        raise RankLost(f"the board was lost: {error}") from error
     finally:
         ray.kill(board)
         for left in own_groups() - before:  # a controller that fails while it starts its ranks forgets them
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(left))))
+        thread.join(GONE_WITHIN)
         shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -205,6 +209,7 @@ def _fit(
 def _rank(config: dict[str, Any]) -> None:
     """One rank: quiet DeepSpeed, then the handed loop."""
     os.environ["DS_ACCELERATOR"] = "cuda" if config["gpu"] else "cpu"
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     config["loop"](config["argument"], config["board"])
 

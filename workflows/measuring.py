@@ -1,6 +1,7 @@
 """Dense and compressed model, timed and weighed on the cluster's own hardware."""
 
 import multiprocessing
+import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,8 +14,9 @@ import transformers
 
 from cluster.hardware.profiles import HardwareProfile
 from cluster.remote import call_each, largest_node_cpus
+from cluster.session import ALLOCATOR
 from workflows.evaluation.cost import Traffic
-from workflows.evaluation.latency import Footprint, Shape, measure_footprint, measure_latency
+from workflows.evaluation.latency import Footprint, PairedTiming, Shape, measure_footprint, measure_latency
 from workflows.models.decoder import load_model
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
@@ -60,9 +62,7 @@ def measure_here(
 ) -> Measured:
     """The measurement itself; runs in a task. Memory first, each model in a fresh process of its own."""
     footprints = [fresh_process(footprint, state, shapes[0], threads, device) for state in (dense, compressed)]
-    torch.set_num_threads(threads)
-    models = [load(state, device) for state in (dense, compressed)]
-    timings = measure_latency(models[0], models[1], shapes, ROUNDS, seed)
+    timings = fresh_process(latency, dense, compressed, shapes, threads, device, seed)
     return Measured(
         timings=timings,
         dense_footprint=footprints[0],
@@ -78,13 +78,31 @@ def footprint(state: ModelState, shape: Shape, threads: int, device: str) -> Foo
     return measure_footprint(partial(load, state, device), shape)
 
 
+def latency(
+    dense: ModelState, compressed: ModelState, shapes: tuple[Shape, ...], threads: int, device: str, seed: int
+) -> tuple[PairedTiming, ...]:
+    """Both models in one process, taking turns."""
+    torch.set_num_threads(threads)
+    return measure_latency(load(dense, device), load(compressed, device), shapes, ROUNDS, seed)
+
+
 def load(state: ModelState, device: str) -> Any:
-    """The model as it is served."""
-    return load_model(state, getattr(torch, serving_dtype(state))).to(device)
+    """The model as plain `from_pretrained` gives it to whoever serves it.
+
+    That includes parameters that ask for gradients: without them torch copies the whole head for every call
+    (`matmul` folds a batch into rows only when the weight needs a gradient), and both models look ten times slower.
+    """
+    return load_model(state, getattr(torch, serving_dtype(state))).to(device).requires_grad_(True)
 
 
 def fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a new Python process and brings its result back."""
+    """Calls a function in a new Python process and brings its result back.
+
+    The allocator is its own again there: that of a pruning worker gives memory back at once, which costs a server a
+    fifth of its speed.
+    """
+    for name in ALLOCATOR:
+        os.environ.pop(name, None)  # read when a process starts: it means nothing any more to this one
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from models_for_tests import write_tiny_model
 
-from cluster.errors import Cancelled, Unavailable
+from cluster.errors import Cancelled, KarikomiError, Unavailable
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
@@ -136,6 +136,12 @@ def test_one_rank_equals_a_plain_loop(embedded_ray, tmp_path):
     assert [one.total for one in run(work).losses] == pytest.approx(plain_loop(work), rel=1e-4)
 
 
+def test_a_loss_that_is_no_number_is_one_clear_error(embedded_ray, tmp_path):
+    work = make_work(tmp_path, ranks=1)
+    with pytest.raises(KarikomiError, match=r"the loss is nan at step \d of 5\nLower tune.learning_rate"):
+        run(replace(work, tune=work.tune.model_copy(update={"learning_rate": 1e38})))
+
+
 def test_a_stop_is_heard(embedded_ray, tmp_path):
     work = replace(make_work(tmp_path, ranks=1), steps=100_000)
     with pytest.raises(Cancelled):
@@ -180,5 +186,5 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_a_weight_that_came_back_is_an_error():
-    with pytest.raises(RuntimeError, match="block 3: w: 1 pruned weights came back"):
+    with pytest.raises(KarikomiError, match="block 3: w: 1 pruned weights came back"):
         masks.verify({"w": torch.tensor([[0.0, 1.0]])}, {"w": torch.tensor([[True, True]])}, 3)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from cluster.errors import KarikomiError
+
 
 def pruned_positions(block: nn.Module) -> dict[str, torch.Tensor]:
     """Where a block's linears are zero: parameter name → bool [out, in]; linears without zeros are left out."""
@@ -29,8 +31,11 @@ def verify(tensors: dict[str, torch.Tensor], positions: dict[str, torch.Tensor],
     """Checks, position by position, that what was pruned is still exactly zero.
 
     Raises:
-        RuntimeError: it is not; names the block and the tensor.
+        KarikomiError: it is not; names the block and the tensor.
     """
     for name, pruned in positions.items():
         if revived := int((tensors[name][pruned] != 0).sum()):
-            raise RuntimeError(f"block {block}: {name}: {revived} pruned weights came back while tuning")
+            raise KarikomiError(
+                f"tune: block {block}: {name}: {revived} pruned weights came back",
+                "Nothing was written. This is a fault of karikomi's, not of the job: please report it.",
+            )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from cluster.errors import KarikomiError
 from cluster.storage import Stored, open_store
 from cluster.training import train
 from workflows.data.windows import from_parquet
@@ -78,8 +79,8 @@ def tune(
         loop: what every rank runs, `tune_rank` if not given.
 
     Raises:
-        Unavailable, Cancelled, InputError: see `cluster.training.train`.
-        RuntimeError: a pruned weight came back, or the loss is not finite.
+        Unavailable, Cancelled: see `cluster.training.train`.
+        KarikomiError: a pruned weight came back, or the loss is not finite.
     """
 
     def on_news(news: dict[str, Any]) -> None:
@@ -103,6 +104,8 @@ def tune_rank(work: TuneWork, board: Any) -> None:
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
+    if work.device == "cuda":  # on a CPU every operation that is used here is deterministic anyway
+        torch.use_deterministic_algorithms(True, warn_only=True)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     dtype = getattr(torch, work.dtype)
     teacher = load_model(work.teacher, dtype).to(work.device)
@@ -132,7 +135,10 @@ def tune_rank(work: TuneWork, board: Any) -> None:
         engine.step()
         total, lm, kl = parts.detach().tolist()
         if not math.isfinite(total):
-            raise RuntimeError(f"tune: the loss is {total} at step {step}; try a lower tune.learning_rate")
+            raise KarikomiError(
+                f"tune: the loss is {total} at step {step} of {work.steps}",
+                f"Lower tune.learning_rate (it is {work.tune.learning_rate:g}) or raise tune.warmup, and run it again.",
+            )
         losses.append(StepLosses(step=step, total=total, language_model=lm, distillation=kl))
         asked = ray.get(board.note.remote(**losses[-1].model_dump())) if rank == 0 else False
         if everywhere(asked, work.device):
