@@ -138,8 +138,11 @@ def test_one_rank_equals_a_plain_loop(embedded_ray, tmp_path):
 
 def test_a_loss_that_is_no_number_is_one_clear_error(embedded_ray, tmp_path):
     work = make_work(tmp_path, ranks=1)
-    with pytest.raises(KarikomiError, match=r"the loss is nan at step \d of 5\nLower tune.learning_rate"):
-        run(replace(work, tune=work.tune.model_copy(update={"learning_rate": 1e38})))
+    store = open_store(work.student.store)
+    broken = {name: one * torch.inf for name, one in Checkpoint(work.student).read_block(0)}
+    blocks = (store.put("broken", block_file(0, broken)), *work.student.blocks[1:])
+    with pytest.raises(KarikomiError, match=r"the loss is nan at step 1 of 5\nLower tune.learning_rate"):
+        run(replace(work, student=work.student.model_copy(update={"blocks": blocks})))
 
 
 def test_a_stop_is_heard(embedded_ray, tmp_path):
