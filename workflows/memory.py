@@ -47,7 +47,7 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, workers: int) -> Worke
         block = empty_model(config, torch.bfloat16).model.layers[0]
     calibration = recipe.data.calibration
     largest_share = math.ceil(recipe.data.shards / workers) / recipe.data.shards
-    windows = math.ceil((calibration.windows or 0) * largest_share)
+    windows = math.ceil(calibration.windows * largest_share)
     return WorkerMemory(
         block=item * sum(parameter.numel() for parameter in block.parameters()),
         activations=item * windows * calibration.length * int(config["hidden_size"]),

@@ -47,11 +47,17 @@ class DataSource(Strict):
         return self
 
 
+class Calibration(DataSource):
+    """Text for calibration. It has a size unless one is given: workers hold all its activations."""
+
+    windows: Positive = Field(128, description="How many token windows to take; more cost memory, and help little.")
+
+
 class Data(Strict):
     """The three roles of data; they may never share text."""
 
-    calibration: DataSource = Field(
-        DataSource(source="builtin:python-docs", part=(0.0, 0.2), windows=128, length=512),
+    calibration: Calibration = Field(
+        Calibration(source="builtin:python-docs", part=(0.0, 0.2)),
         description="Text through which inputs of every linear are observed.",
     )
     tuning: DataSource = Field(
@@ -79,7 +85,7 @@ class Data(Strict):
                         f"data.{a} and data.{b} both read {one.source}, parts {list(one.part)} and {list(two.part)} "
                         f"overlap; give each its own part, for example [0.0, 0.5] and [0.5, 1.0]"
                     )
-        if self.calibration.windows is not None and self.calibration.windows < self.shards:
+        if self.calibration.windows < self.shards:
             raise ValueError(
                 f"data.shards is {self.shards} but data.calibration.windows only {self.calibration.windows}; "
                 "every shard needs a window"

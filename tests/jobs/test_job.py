@@ -127,3 +127,18 @@ def test_help_and_checks_need_neither_torch_nor_ray(module):
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_calibration_has_a_size_even_if_none_is_given(tmp_path):
+    job = parse_job(
+        """
+        name: a
+        model: b
+        target: {pattern: "2:4", sparsity: 0.5}
+        data: {calibration: {source: large.parquet}, evaluation: {source: eval.parquet}}
+        publish: {to: out}
+        """,
+        "job.yaml",
+    )
+    assert job.data.calibration.windows == 128
+    assert job.data.evaluation.windows is None

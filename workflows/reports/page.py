@@ -5,7 +5,6 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from workflows.evaluation.gates import Verdict
-from workflows.reports.plot import quality_against_size_and_speed
 from workflows.reports.report import Report
 from workflows.reports.summary import comparison, verdict
 
@@ -14,6 +13,9 @@ DAYS_PER_MONTH = 30
 
 def render_page(report: Report) -> bytes:
     """UTF-8 HTML without any outside resource; all text of users is escaped."""
+    # Drawing takes a second to import, and every command that knows the workflow would pay it.
+    from workflows.reports.plot import quality_against_size_and_speed
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("workflows.reports") / "page.html.j2").read_text())
     return template.render(
