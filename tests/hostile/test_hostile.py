@@ -9,7 +9,16 @@ from hostile.watch import watching
 
 from cluster.errors import KarikomiError
 
-KINDS = ("job_files", "model_directories", "weight_files")
+KINDS = (
+    "job_files",
+    "model_directories",
+    "weight_files",
+    "archives",
+    "releases",
+    "profiles",
+    "data_files",
+    "run_records",
+)
 CASES = [(kind, case) for kind in KINDS for case in importlib.import_module(f"hostile.{kind}").CASES]
 LONGEST = 1.0  # seconds
 LARGEST = 256 << 20  # bytes that a refusal may take at its peak
