@@ -3,6 +3,15 @@
 0 done, 1 failed, 2 bad input (never retried), 3 gate not met, 75 lost machines or store (retry), 130 cancelled.
 """
 
+LONGEST_MESSAGE = 4000  # characters
+
+
+def printable(text: str) -> str:
+    """Text that is safe to show and to log: foreign names in it cannot steer a terminal or flood a record."""
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[:LONGEST_MESSAGE]} …"
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
 
 class KarikomiError(Exception):
     """A failure that a user can read: what happened, and the way out.
@@ -16,7 +25,7 @@ class KarikomiError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
-        self.message = message
+        self.message = printable(message)
         self.hint = hint
 
     def __str__(self) -> str:

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cluster.strict import Strict
 
 
-class ClusterSpec(BaseModel):
+class ClusterSpec(Strict):
     """Where and how wide the work runs. Nothing in here changes the result's bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = Field(
         "embedded", description="Address of a Ray cluster, or embedded: one is started for this run alone."

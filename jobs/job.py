@@ -5,17 +5,14 @@ from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
-from yaml.events import AliasEvent
 
 from cluster.errors import InputError
 from cluster.spec import ClusterSpec
+from cluster.yaml_files import load_yaml, read_text
 from workflows.evaluation.cost import Traffic
 from workflows.recipe import Name, Recipe
 from workflows.settings import Publish, RunSettings
 from workflows.steps import digest
-
-LARGEST_JOB = 256 * 1024  # bytes
-MOST_ALIASES = 50  # YAML aliases; more only serve to blow a small file up
 
 
 class Job(Recipe):
@@ -58,13 +55,7 @@ def read_job(path: Path) -> Job:
     Raises:
         InputError: it is missing, too large, no YAML, or a field is wrong; the message names the field.
     """
-    try:
-        if path.stat().st_size > LARGEST_JOB:
-            raise InputError(f"{path}: larger than {LARGEST_JOB // 1024} KiB; a job file is short")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}", "Give the path of a job file.") from error
-    return parse_job(text, str(path))
+    return parse_job(read_text(path, "a job file"), str(path))
 
 
 def parse_job(text: str, origin: str) -> Job:
@@ -81,33 +72,6 @@ def parse_job(text: str, origin: str) -> Job:
 def dump_job(job: Job) -> bytes:
     """A job file that `parse_job` reads as this very job."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
-
-
-def load_yaml(text: str, origin: str) -> Any:
-    """Plain data from YAML: no objects, no doubled keys, few aliases."""
-    try:
-        aliases = sum(isinstance(event, AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > MOST_ALIASES:
-            raise InputError(f"{origin}: {aliases} YAML aliases; at most {MOST_ALIASES} are read")
-        return yaml.load(text, Loader=UniqueKeys)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{origin}: no valid YAML: {error}") from error
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds a mapping after looking for doubled keys."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be plain")
-            if key in seen:
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def explain(error: ValidationError, origin: str) -> str:

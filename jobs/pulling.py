@@ -17,7 +17,7 @@ def pull_release(store: str, release: str, directory: Path) -> PulledRelease:
     Raises:
         InputError: no such release, or the directory is not empty.
     """
-    found = re.fullmatch(r"([a-z0-9][a-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?", release)
+    found = re.fullmatch(r"([a-z0-9][a-z0-9._-]{0,62})(?:@([A-Za-z0-9][A-Za-z0-9._-]{0,62}))?", release)
     if not found:
         raise InputError(f'"{release}" is no release; write NAME or NAME@VERSION')
     return pull(open_store(store), found[1], found[2], directory, CONVERT)

@@ -23,9 +23,10 @@ import secrets
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
@@ -34,6 +35,20 @@ from cluster.version import VERSION
 SWAP_TRIES = 50
 MANIFEST = "MANIFEST.json"
 VERSION_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}"
+LARGEST_MANIFEST = 4 << 20  # bytes; some 20 000 files
+LARGEST_POINTER = 64 << 10  # bytes
+STOCK = "huggingface"  # the format that needs no converting
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Object(Stored):
+    """An object as a release names it: what is read of another's manifest is checked more strictly than our own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Manifest(BaseModel):
@@ -42,9 +57,9 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    digest: str
+    digest: Digest
     format: str
-    files: dict[str, Stored]
+    files: Annotated[dict[str, Object], Field(min_length=1)]
 
 
 class Pointer(BaseModel):
@@ -54,8 +69,8 @@ class Pointer(BaseModel):
 
     name: str
     version: str
-    digest: str
-    manifest: Stored
+    digest: Digest
+    manifest: Object
     run: str
     nonce: str
     created: str
@@ -114,7 +129,7 @@ def publish(
     model_files: Mapping[str, Stored],
     documents: Mapping[str, bytes],
     run: str,
-    form: str = "huggingface",
+    form: str = STOCK,
 ) -> Published:
     """Makes a release visible, once.
 
@@ -150,14 +165,16 @@ def publish(
         files[file] = target.model_copy(update={"key": file})
     for file, content in documents.items():
         files[file] = _put_named_by_content(store, directory, file, content)
-    manifest = Manifest(name=name, digest=digest, format=form, files=files)
+    manifest = Manifest(
+        name=name, digest=digest, format=form, files={file: _object(stored) for file, stored in files.items()}
+    )
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
     stored_manifest = _put_named_by_content(store, directory, MANIFEST, text)
     pointer = Pointer(
         name=name,
         version=version,
         digest=digest,
-        manifest=stored_manifest,
+        manifest=_object(stored_manifest),
         run=run,
         nonce=secrets.token_hex(16),
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -194,6 +211,9 @@ def pull(
         raise InputError(f"{store.uri}: no release {name}@{version or 'latest'}")
     root = f"models/{name}/{pointer.digest[:12]}"
     manifest = _manifest(store, root, pointer)
+    convert = convert or {}
+    if manifest.format not in (STOCK, *convert):
+        raise InputError(f"{store.uri}: the format of {name}@{pointer.version}, {manifest.format!r}, is not known here")
     try:
         directory.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.absolute().parent) as temporary:
@@ -201,7 +221,7 @@ def pull(
             fetched.mkdir()
             for file, stored in {**manifest.files, MANIFEST: pointer.manifest}.items():
                 _fetch(store, f"{root}/{stored.key}", stored, fetched / file)
-            if convert and manifest.format in convert:
+            if manifest.format != STOCK:
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
     except OSError as error:
@@ -300,6 +320,8 @@ def _version_key(name: str, version: str) -> str:
 
 def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes) -> Pointer:
     """The pointer in an object, if it is the one that belongs there."""
+    if len(text) > LARGEST_POINTER:
+        raise InputError(f"{store.uri}: {key} is no version pointer: {len(text)} bytes is too large")
     try:
         pointer = Pointer.model_validate_json(text)
     except ValidationError as error:
@@ -317,10 +339,13 @@ def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
         InputError: it is gone, was changed, or is of another model.
     """
     which = f"{store.uri}: the manifest of {pointer.name}@{pointer.version}"
-    try:
-        text = store.get(f"{root}/{_plain(pointer.manifest.key)}")
-    except MissingKey as error:
-        raise InputError(f"{which} is gone") from error
+    key, size = f"{root}/{_plain(pointer.manifest.key)}", pointer.manifest.size
+    if size > LARGEST_MANIFEST:
+        raise InputError(f"{which} is too large: {size} bytes")
+    found = store.size(key)
+    if found is None:
+        raise InputError(f"{which} is gone")
+    text = store.get(key) if found == size else b""
     if hashlib.sha256(text).hexdigest() != pointer.manifest.sha256:
         raise InputError(f"{which} was changed after it was published")
     try:
@@ -331,9 +356,13 @@ def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
     for stored in manifest.files.values():
         _plain(stored.key)
     model = {file: stored for file, stored in manifest.files.items() if stored.key == file}  # documents: other names
-    if not manifest.digest == pointer.digest == model_digest(model):
+    if manifest.name != pointer.name or not manifest.digest == pointer.digest == model_digest(model):
         raise InputError(f"{which} is of another model than the version names")
     return manifest
+
+
+def _object(stored: Stored) -> Object:
+    return Object(**stored.model_dump())
 
 
 def _check_name(name: str) -> None:
@@ -360,12 +389,12 @@ def _check_files(names: Collection[str]) -> None:
 
 
 def _plain(file: str) -> str:
-    """A plain file name, as far as another's manifest may name one.
+    """A file name that is plain on every file system: no way out, nothing hidden, no device of Windows.
 
     Raises:
-        InputError: it could lead out of the directory.
+        InputError: it is not.
     """
-    if not file or file != PurePosixPath(file).name or file == ".." or "\\" in file or "\0" in file:
+    if not re.fullmatch(FILE_NAME, file) or file.endswith(".") or PureWindowsPath(file).is_reserved():
         raise InputError(f"the release names a file {file!r}; only plain file names are taken")
     return file
 
@@ -376,6 +405,10 @@ def _fetch(store: Store, key: str, stored: Stored, path: Path) -> None:
     Raises:
         InputError: it is gone, or not what the manifest says.
     """
+    size = store.size(key)
+    if size != stored.size:  # before a byte of it is fetched
+        told = "is gone" if size is None else f"has {size} bytes, the manifest says {stored.size}"
+        raise InputError(f"{store.uri}: {key} {told}; the release is damaged")
     try:
         found = store.download(key, path)
     except MissingKey as error:

@@ -2,26 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from cluster.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """Base of everything a person writes: unknown keys, NaN and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, validate_default=True)
-
-
-def not_a_bool(value: Any) -> Any:
-    """YAML's `yes` is no number: pydantic alone would read it as 1."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed here, not true/false")
-    return value
 
 
 class DataSource(Strict):
@@ -106,7 +95,7 @@ class Target(Strict):
     def _known_pattern(cls, value: str) -> str:
         if value in ("unstructured", "ffn"):
             return value
-        found = re.fullmatch(r"(\d{1,3}):(\d{1,3})", value)
+        found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", value)
         if not found or not 0 < int(found[1]) < int(found[2]):
             raise ValueError(f'"{value}" is no pattern; allowed: "unstructured", "ffn", or "N:M" with 0 < N < M')
         return value
@@ -162,8 +151,6 @@ class Stage(Strict):
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = Field(description="Share removed, counted from the dense model.")
     tune: Tune | None = Field(None, description="Repair after pruning; none if not given.")
-
-    _numbers = field_validator("sparsity", mode="before")(not_a_bool)
 
 
 class Gates(Strict):

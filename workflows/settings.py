@@ -3,8 +3,9 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.spec import ClusterSpec
+from cluster.strict import Strict
 from workflows.evaluation.cost import Traffic
-from workflows.recipe import Name, Strict
+from workflows.recipe import Name
 
 
 class Publish(Strict):

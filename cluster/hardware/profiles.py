@@ -3,16 +3,15 @@
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.errors import InputError
+from cluster.strict import Strict
+from cluster.yaml_files import load_yaml, read_text
 
 
-class HardwareProfile(BaseModel):
+class HardwareProfile(Strict):
     """One machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1)
     cores: int = Field(ge=1, description="CPU threads that a model is timed with.")
@@ -22,7 +21,7 @@ class HardwareProfile(BaseModel):
     memory_gb_per_second: float | None = Field(None, gt=0, description="Peak memory bandwidth.")
     price_per_hour_usd: float = Field(gt=0)
     price_source: str = Field(min_length=1)
-    price_date: str = Field(pattern=r"^\d{4}-\d{2}$")
+    price_date: str = Field(pattern=r"^[0-9]{4}-[0-9]{2}$")
 
 
 def load_profile(name: str) -> HardwareProfile:
@@ -32,13 +31,16 @@ def load_profile(name: str) -> HardwareProfile:
         InputError: there is none, or it is wrong; lists those there are.
     """
     folder = files("cluster.hardware")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+    known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+    own = name.endswith((".yaml", ".yml"))
+    if not own and name not in known:
         raise InputError(
             f"hardware: no profile {name}; there are: {', '.join(known)}", "Or give the path of a YAML file."
         )
     try:
-        return HardwareProfile.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValidationError) as error:
+        text = read_text(Path(name), "a hardware profile") if own else (folder / f"{name}.yaml").read_text()
+        return HardwareProfile.model_validate(load_yaml(text, name))
+    except InputError as error:
+        raise InputError(f"hardware: {error.message}", error.hint) from error
+    except ValidationError as error:
         raise InputError(f"hardware: {name}: {error}") from error

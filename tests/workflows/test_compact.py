@@ -167,9 +167,14 @@ def damaged(change: Any) -> bytes:
     return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(description)})
 
 
+SIZES = {"n": 4, "w": 100}
+
+
 def header_with(**entries: Any) -> str:
     offsets = {"n": [0, 16], "w": [16, 416]} | entries
-    return json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": at} for name, at in offsets.items()})
+    return json.dumps(
+        {name: {"dtype": "F32", "shape": [SIZES.get(name, 1)], "data_offsets": at} for name, at in offsets.items()}
+    )
 
 
 def test_the_damage_below_starts_from_a_sound_archive() -> None:

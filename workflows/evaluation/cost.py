@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workflows.recipe import Strict
+from cluster.strict import Strict
 
 SECONDS_PER_HOUR = 3600
 DAYS_PER_MONTH = 365.25 / 12

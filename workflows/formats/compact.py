@@ -18,6 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.errors import InputError
+from workflows.models.safetensors_header import read_header
+
 # One key only: safetensors keeps no order among several, and an archive must be the same bytes each time.
 METADATA_KEY = "karikomi.compact"
 VERSION = 1
@@ -99,7 +102,12 @@ def unpack_bytes(data: bytes) -> bytes:
         position = stop
     for name in tensors:
         raise ValueError(f'compact archive: tensor "{name}" is not in the original file\'s header')
-    return b"".join(parts)
+    whole = b"".join(parts)
+    try:
+        read_header(lambda start, length: whole[start : start + length], len(whole))
+    except InputError as error:  # digests speak for bytes, not for their sense
+        raise ValueError(f"compact archive: the original file's header is damaged: {error.message}") from error
+    return whole
 
 
 def _spread(name: str, mask: Tensor, values: Tensor, shape: Any) -> Tensor:
@@ -144,7 +152,7 @@ def _description(header: str) -> dict[str, Any]:
         whole = set(description) == {"version", "shapes", "header"}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("not a compact archive: it has no description of one") from error
-    if not whole or description["version"] != VERSION:
+    if not whole or type(description["version"]) is not int or description["version"] != VERSION:
         raise ValueError(f"not a compact archive of version {VERSION}")
     if not isinstance(description["shapes"], dict) or not isinstance(description["header"], str):
         raise ValueError("compact archive: its description is damaged")

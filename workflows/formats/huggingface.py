@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from cluster.errors import InputError
 from cluster.storage import Stored, open_store
 from workflows.formats import compact
 from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint, header
@@ -111,6 +112,14 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def unpack_directory(directory: Path) -> None:
-    """Makes a stock directory of a fetched compact release, in place, one file at a time."""
+    """Makes a stock directory of a fetched compact release, in place, one file at a time.
+
+    Raises:
+        InputError: a file is no archive, or does not fit together; names it.
+    """
     for file in sorted(directory.glob("*.safetensors")):
-        file.write_bytes(compact.unpack_bytes(file.read_bytes()))
+        try:
+            whole = compact.unpack_bytes(file.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{file.name}: {error}") from error
+        file.write_bytes(whole)

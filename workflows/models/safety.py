@@ -1,21 +1,27 @@
 """What is refused before a byte of a foreign model is used, each with the file and the field."""
 
-import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from cluster.errors import InputError
 from cluster.storage import Store
-from workflows.models.safetensors_header import read_header
+from workflows.models.safetensors_header import TensorInfo, read_header
+from workflows.models.strict_json import strict_json
 
-ARCHITECTURES = {
-    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
+ARCHITECTURES = {  # and the model_type by which transformers builds each
+    "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3_text",
 }  # fmt: skip
-LARGEST_JSON = {"config.json": 1 << 20, "model.safetensors.index.json": 64 << 20}
+LARGEST_JSON = {"config.json": 1 << 20, "model.safetensors.index.json": 8 << 20, "tokenizer_config.json": 16 << 20}
+CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
+DEFAULTED = ("num_key_value_heads", "head_dim")
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", *DEFAULTED)
+LARGEST_SIZE = 1 << 24
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 SINGLE = "model.safetensors"
 
 
@@ -27,24 +33,43 @@ def read_config(store: Store) -> dict[str, Any]:
     """
     config = read_json(store, "config.json")
     where = f"{store.uri}: config.json"
-    for field in ("auto_map", "custom_pipelines", "trust_remote_code"):
-        if config.get(field):
-            raise InputError(f"{where}: {field}: the model asks for code of its own, which is never run")
+    refuse_code(config, where)
     if config.get("quantization_config"):
         raise InputError(f"{where}: quantization_config: a quantised model cannot be pruned; give the unquantised one")
     architectures = config.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
+    known = isinstance(architectures, list) and [one for one in ARCHITECTURES if architectures == [one]]
+    if not known:
         raise InputError(
             f"{where}: architectures: {architectures} is not covered; covered: {', '.join(sorted(ARCHITECTURES))}"
         )
-    for field in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"):
-        if type(config.get(field)) is not int or config[field] < 1:
-            raise InputError(f"{where}: {field}: {config.get(field)!r} is no number of at least 1")
+    if config.get("model_type") != ARCHITECTURES[known[0]]:
+        raise InputError(
+            f"{where}: model_type: {config.get('model_type')!r} is not that of {known[0]}, {ARCHITECTURES[known[0]]!r}"
+        )
+    for field in SIZES:
+        value = config.get(field)
+        if value is None and field in DEFAULTED:
+            continue
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise InputError(f"{where}: {field}: {value!r} is no whole number from 1 to {LARGEST_SIZE}")
+    if config["num_attention_heads"] % (config.get("num_key_value_heads") or 1):
+        raise InputError(f"{where}: num_key_value_heads: they do not divide the attention heads into groups")
     return config
 
 
-def weight_files(store: Store, names: Mapping[str, int]) -> list[str]:
-    """The safetensors files that hold the weights, each looked into.
+def refuse_code(fields: Mapping[str, Any], where: str) -> None:
+    """Refuses a model that brings code.
+
+    Raises:
+        InputError: names the field.
+    """
+    for field in CODE:
+        if fields.get(field):
+            raise InputError(f"{where}: {field}: the model asks for code of its own, which is never run")
+
+
+def weight_files(store: Store, names: Mapping[str, int]) -> dict[str, dict[str, TensorInfo]]:
+    """The safetensors files that hold the weights, each with its tensors, in order of their names.
 
     Args:
         store: the model's directory.
@@ -55,11 +80,11 @@ def weight_files(store: Store, names: Mapping[str, int]) -> list[str]:
     """
     if INDEX in names:
         index = read_json(store, INDEX).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+        if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
             raise InputError(f"{store.uri}: {INDEX}: weight_map is no map of tensors to files")
         files = sorted(set(index.values()))
         for file in files:
-            if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            if not SHARD.fullmatch(file):
                 raise InputError(f"{store.uri}: {INDEX}: names {file!r}; a shard is a .safetensors file beside it")
             if file not in names:
                 raise InputError(f"{store.uri}: {INDEX}: names {file}, which is missing")
@@ -72,18 +97,20 @@ def weight_files(store: Store, names: Mapping[str, int]) -> list[str]:
             f"{store.uri}: {what}; safetensors are needed",
             "Save it with save_pretrained(..., safe_serialization=True).",
         )
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, TensorInfo]] = {}
     for file in files:
         refuse_pickle(store, file)
         try:
-            tensors = read_header(partial(store.read, file), names[file]).tensors
+            found[file] = read_header(partial(store.read, file), names[file]).tensors
         except InputError as error:
             raise InputError(f"{store.uri}: {file}: {error.message}") from error
-        found |= dict.fromkeys(tensors, file)
-    if index is not None and index != found:
-        wrong = sorted(set(index.items()) ^ set(found.items()))[0][0]
-        raise InputError(f"{store.uri}: {INDEX}: tensor {wrong} is not where the index says")
-    return files
+    if index is not None:
+        places = [(name, file) for file, tensors in found.items() for name in tensors]
+        wrong = sorted(set(index.items()) ^ set(places))
+        if wrong or len(places) != len(index):
+            name = wrong[0][0] if wrong else "in two files"
+            raise InputError(f"{store.uri}: {INDEX}: tensor {name!r} is not where the index says")
+    return found
 
 
 def refuse_pickle(store: Store, file: str) -> None:
@@ -118,13 +145,9 @@ def read_json(store: Store, file: str) -> dict[str, Any]:
     if size > LARGEST_JSON[file]:
         raise InputError(f"{store.uri}: {file}: {size} bytes is too large")
     try:
-        found = json.loads(store.get(file), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        found = strict_json(store.get(file))
+    except ValueError as error:
         raise InputError(f"{store.uri}: {file}: no valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{store.uri}: {file}: no JSON object")
     return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

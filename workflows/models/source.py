@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import InputError, Unavailable
 from cluster.storage import Store, Stored, open_store
 from workflows.models import gguf
-from workflows.models.safety import INDEX, read_config, weight_files
+from workflows.models.safety import INDEX, read_config, read_json, refuse_code, weight_files
 
 TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
+LARGEST_TEXT = 256 << 20  # bytes of a tokenizer file
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -51,13 +52,21 @@ def resolve_source(model: str, cache: Path) -> Source:
         InputError: missing, unsafe or not covered; names the file and field.
         Unavailable: the store is out of reach.
     """
-    store = open_store(_location(model, cache))
+    from workflows.models.fitting import check_fits  # torch and transformers are not needed to know of a Source
+
+    try:
+        store = open_store(_location(model, cache))
+    except InputError as error:
+        message = error.message if error.message.startswith("model:") else f"model: {error.message}"
+        raise InputError(message, error.hint) from error
+    names = _names(store)
     config = read_config(store)
-    sizes = {name: size for name in _names(store) if (size := store.size(name)) is not None}
-    weights = tuple(_digest(store, name, sizes[name]) for name in weight_files(store, sizes))
+    sizes = {name: size for name in names if (size := store.size(name)) is not None}
+    files = weight_files(store, sizes)
+    check_fits(config, files, store.uri)
     others = tuple(name for name in TEXT_FILES if name in sizes)
-    if "tokenizer.json" not in others and "tokenizer.model" not in others:
-        raise InputError(f"{store.uri}: tokenizer.json is missing; a model is compressed with its tokenizer")
+    _check_others(store, {name: sizes[name] for name in others})
+    weights = tuple(_digest(store, name, sizes[name]) for name in files)
     named = {one.key: one.sha256 for one in weights} | {
         name: hashlib.sha256(store.get(name)).hexdigest() for name in ("config.json", *others)
     }
@@ -75,17 +84,29 @@ def load_tokenizer(source: Source) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         for name in ("config.json", *source.others):
             (Path(directory) / name).write_bytes(store.get(name))
-        return AutoTokenizer.from_pretrained(directory)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # transformers promises nothing of what it raises for bad files
+            raise InputError(f"{source.uri}: its tokenizer files cannot be read: {error}") from error
+    if tokenizer.vocab_size > source.config["vocab_size"]:
+        raise InputError(
+            f"{source.uri}: the tokenizer has {tokenizer.vocab_size} words, config.json's vocab_size is "
+            f"{source.config['vocab_size']}: it is another model's"
+        )
+    return tokenizer
 
 
 def _location(model: str, cache: Path) -> str:
     if model.startswith("s3://"):
         return model
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        return str(gguf.converted(path, cache))
-    if path.is_dir():
-        return str(path.absolute())
+    try:
+        path = Path(model).expanduser()
+        if path.suffix == ".gguf":
+            return str(gguf.converted(path, cache))
+        if path.is_dir():
+            return str(path.absolute())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or the home of nobody
+        raise InputError(f"model: {model} is no path: {error}") from error
     if HUB_ID.fullmatch(model) and not model.startswith((".", "/")):
         return _from_hub(model)
     raise InputError(f"model: {model} is not there: no directory, and no hub id (org/name)")
@@ -111,10 +132,42 @@ def _from_hub(model: str) -> str:
 
 
 def _names(store: Store) -> list[str]:
-    """The files directly in the model's directory."""
+    """The files directly in the model's directory.
+
+    Raises:
+        InputError: one that would be read is a link to a place outside of it. A run publishes tokenizer files as
+            they are, with the rights of who runs it: a link would carry a file of theirs out. The hub's cache, which
+            is made of links, is one place: `models--org--name`.
+    """
     if store.uri.startswith("s3://"):
         return [key for key in store.keys("") if "/" not in key]
-    return sorted(path.name for path in Path(store.uri).iterdir() if path.is_file())
+    directory = Path(store.uri)
+    place = directory.resolve()
+    place = place.parents[1] if place.parent.name == "snapshots" else place
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    for name in names:
+        read = name in ("config.json", INDEX, *TEXT_FILES) or name.endswith(".safetensors")
+        if read and not (directory / name).resolve().is_relative_to(place):
+            raise InputError(
+                f"{store.uri}: {name}: is a link to a place outside of the model's directory",
+                "Give the directory that really holds the files, or copy them.",
+            )
+    return names
+
+
+def _check_others(store: Store, sizes: dict[str, int]) -> None:
+    """Tokenizer and generation files: there, of a sane size, and without code.
+
+    Raises:
+        InputError: they are not; names the file.
+    """
+    if "tokenizer.json" not in sizes and "tokenizer.model" not in sizes:
+        raise InputError(f"{store.uri}: tokenizer.json is missing; a model is compressed with its tokenizer")
+    for name, size in sizes.items():
+        if size > LARGEST_TEXT:
+            raise InputError(f"{store.uri}: {name}: {size} bytes is too large")
+    if "tokenizer_config.json" in sizes:
+        refuse_code(read_json(store, "tokenizer_config.json"), f"{store.uri}: tokenizer_config.json")
 
 
 def _digest(store: Store, name: str, size: int) -> Stored:
