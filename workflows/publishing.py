@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cluster.directory_store import FULL, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
@@ -186,6 +187,7 @@ def pull(
 
     Raises:
         InputError: no such release; the directory holds something; a file is not what the manifest says.
+        Unavailable: the store is out of reach, or the disk is full.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not empty", "Give a new directory.")
@@ -205,6 +207,8 @@ def pull(
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
     except OSError as error:
+        if error.errno in FULL:
+            raise not_written(str(directory), error) from error
         raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))
 

@@ -1,0 +1,125 @@
+"""Where the suite runs: a fresh place per case, a real S3 server behind a proxy that can be made faulty."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from faulty_proxy import FaultyProxy, Mix
+from publisher import Publishers
+
+from cluster.local_s3 import LocalS3
+from cluster.storage import Store, open_store
+
+
+class World:
+    """Opened once, used by many cases. What needs starting is started when a case first asks for it."""
+
+    def __init__(self, s3: LocalS3 | None = None) -> None:
+        self._given_s3 = s3
+        self._open = ExitStack()
+        self._numbers = itertools.count()
+        self._seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "World":
+        self.directory = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    def baseline(self, name: str, undisturbed: Callable[[], object]) -> float:
+        """Seconds that an undisturbed run takes, measured once; the first one warms up and does not count."""
+        if name not in self._seconds:
+            for _ in range(2):
+                started = time.monotonic()
+                undisturbed()
+                self._seconds[name] = time.monotonic() - started
+        return self._seconds[name]
+
+    def fresh(self) -> Path:
+        """A new empty directory."""
+        path = self.directory / str(next(self._numbers))
+        path.mkdir()
+        return path
+
+    @cached_property
+    def s3(self) -> LocalS3:
+        return self._given_s3 or self._open.enter_context(LocalS3(self.directory / "s3", bucket="chaos"))
+
+    @cached_property
+    def proxy(self) -> FaultyProxy:
+        return self._open.enter_context(FaultyProxy(self.s3.endpoint))
+
+    @cached_property
+    def publishers(self) -> Publishers:
+        return self._open.enter_context(Publishers())
+
+    @cached_property
+    def s3_environment(self) -> dict[str, str]:
+        """The server, by way of the proxy."""
+        return self.s3.environment() | {"AWS_ENDPOINT_URL_S3": self.proxy.endpoint}
+
+    def s3_store(self) -> Store:
+        """A fresh place on the server; from now on this process and its children know the way."""
+        os.environ.update(self.s3_environment)
+        return open_store(f"s3://{self.s3.bucket}/{uuid.uuid4().hex}")
+
+    @contextmanager
+    def broken_network(self, mix: Mix) -> Iterator[None]:
+        """Faults by chance on every request to the server, as long as the block goes on."""
+        self.proxy.mix = mix
+        try:
+            yield
+        finally:
+            self.proxy.mix = None
+
+
+class SmallDisk:
+    """A real file system that fills up: a tmpfs of some MiB. Needs the right to mount; see `can_mount`."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+
+    def __enter__(self) -> "SmallDisk":
+        self.path.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size}", "none", self.path], check=True)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for _ in range(50):  # somebody may still have a file open
+            if subprocess.run(["umount", self.path], check=False, capture_output=True).returncode == 0:
+                return
+            time.sleep(0.1)
+        subprocess.run(["umount", "-l", self.path], check=True)
+
+    def leave(self, free: int) -> None:
+        """Fills it up but for `free` bytes."""
+        filler = self.path / ".filler"
+        filler.unlink(missing_ok=True)
+        room = shutil.disk_usage(self.path).free - free
+        if room > 0:
+            filler.write_bytes(bytes(room))
+
+    def make_room(self) -> None:
+        """The operator frees the disk."""
+        (self.path / ".filler").unlink(missing_ok=True)
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a tmpfs here."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
+    with tempfile.TemporaryDirectory() as directory:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory], check=False)
+        if mounted.returncode == 0:
+            subprocess.run(["umount", directory], check=True)
+        return mounted.returncode == 0
