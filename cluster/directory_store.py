@@ -1,6 +1,5 @@
 """A store in a directory: every write is a temporary file, synced, then one rename or link."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -11,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored, checked_key, sha256_of
 
 TEMPORARY = ".tmp-"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DirectoryStore(Store):
@@ -128,7 +127,7 @@ class DirectoryStore(Store):
                 if not store.verify(store.put("probe", b"probe")):
                     raise InputError(f"{self.uri}: what was written came back changed")
         except OSError as error:
-            if error.errno in FULL:
+            if is_full(error):
                 raise not_written(self.uri, error) from error
             raise InputError(
                 f"{self.uri}: cannot be written: {error.strerror}", "Choose another publish.to."
@@ -181,12 +180,6 @@ class DirectoryStore(Store):
                 temporary.write_bytes(data)
             _sync(temporary)
             yield temporary
-
-
-def not_written(what: str, error: OSError) -> Unavailable:
-    """A write that the file system did not take, and the way out: room, if that is what is missing."""
-    hint = "Free some disk space; then run the same command again." if error.errno in FULL else ""
-    return Unavailable(f"{what} cannot be written: {error.strerror}", hint or "Run the same command again.")
 
 
 def _sync(path: Path) -> None:

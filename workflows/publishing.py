@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.directory_store import FULL, not_written
+from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
@@ -207,7 +207,7 @@ def pull(
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             raise not_written(str(directory), error) from error
         raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))

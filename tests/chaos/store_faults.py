@@ -6,8 +6,9 @@ import time
 from faulty_proxy import Mix
 from oracle import clear_refusal, nothing_lost, verified_versions
 from publisher import Notes, Order
+from small_disk import SmallDisk
 from tally import Shown
-from world import SmallDisk, World
+from world import World
 
 from cluster import s3_store
 from cluster.errors import Unavailable

@@ -35,7 +35,7 @@ class Shown(BaseModel):
 
 def table(shown: Iterable[Shown], titles: dict[str, str]) -> str:
     """One line per class of fault, and their sum, as Markdown."""
-    shown = list(shown)
+    shown = [one for one in shown if one.injected]  # a publisher can only be killed while it lives
     lines = [
         "| fault | runs | faults | recovered by itself | ended, then resumed | work redone | s to recover, median (max) "
         "| requests per fault |",

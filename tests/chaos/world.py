@@ -2,15 +2,14 @@
 
 import itertools
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from faulty_proxy import FaultyProxy, Mix
 from publisher import Publishers
@@ -27,6 +26,7 @@ class World:
         self._open = ExitStack()
         self._numbers = itertools.count()
         self._seconds: dict[str, float] = {}
+        self.kept: dict[str, Any] = {}  # what cases made once for all
 
     def __enter__(self) -> "World":
         self.directory = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
@@ -43,6 +43,10 @@ class World:
                 undisturbed()
                 self._seconds[name] = time.monotonic() - started
         return self._seconds[name]
+
+    def enter(self, context: AbstractContextManager[Any]) -> None:
+        """Keeps something open until the world ends."""
+        self._open.enter_context(context)
 
     def fresh(self) -> Path:
         """A new empty directory."""
@@ -80,46 +84,3 @@ class World:
             yield
         finally:
             self.proxy.mix = None
-
-
-class SmallDisk:
-    """A real file system that fills up: a tmpfs of some MiB. Needs the right to mount; see `can_mount`."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self.size = size
-
-    def __enter__(self) -> "SmallDisk":
-        self.path.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size}", "none", self.path], check=True)
-        return self
-
-    def __exit__(self, *error) -> None:
-        for _ in range(50):  # somebody may still have a file open
-            if subprocess.run(["umount", self.path], check=False, capture_output=True).returncode == 0:
-                return
-            time.sleep(0.1)
-        subprocess.run(["umount", "-l", self.path], check=True)
-
-    def leave(self, free: int) -> None:
-        """Fills it up but for `free` bytes."""
-        filler = self.path / ".filler"
-        filler.unlink(missing_ok=True)
-        room = shutil.disk_usage(self.path).free - free
-        if room > 0:
-            filler.write_bytes(bytes(room))
-
-    def make_room(self) -> None:
-        """The operator frees the disk."""
-        (self.path / ".filler").unlink(missing_ok=True)
-
-
-def can_mount() -> bool:
-    """Whether this user may mount a tmpfs here."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        return False
-    with tempfile.TemporaryDirectory() as directory:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory], check=False)
-        if mounted.returncode == 0:
-            subprocess.run(["umount", directory], check=True)
-        return mounted.returncode == 0
