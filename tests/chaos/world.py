@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import secrets
 import tempfile
 import time
 import uuid
@@ -29,6 +30,7 @@ class World:
         self.kept: dict[str, Any] = {}  # what cases made once for all
 
     def __enter__(self) -> "World":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # the session of a run makes its own
         self.directory = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         return self
 
