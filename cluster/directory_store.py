@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored, checked_key, sha256_of
 
@@ -126,6 +127,8 @@ class DirectoryStore(Store):
                 if not store.verify(store.put("probe", b"probe")):
                     raise InputError(f"{self.uri}: what was written came back changed")
         except OSError as error:
+            if is_full(error):
+                raise not_written(self.uri, error) from error
             raise InputError(
                 f"{self.uri}: cannot be written: {error.strerror}", "Choose another publish.to."
             ) from error
@@ -165,7 +168,7 @@ class DirectoryStore(Store):
         except (NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
             raise InputError(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
         except OSError as error:
-            raise Unavailable(f"{self.uri}: {key} cannot be written: {error.strerror}") from error
+            raise not_written(f"{self.uri}: {key}", error) from error
 
     @contextmanager
     def _written(self, key: str, data: bytes | Path) -> Iterator[Path]:

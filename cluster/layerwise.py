@@ -12,20 +12,31 @@ block i, through the finished blocks. A new worker, a restarted one and a resume
 """
 
 import itertools
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
-from ray.util.placement_group import PlacementGroup
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import Cancelled, KarikomiError, Unavailable
+from cluster.errors import Cancelled
+from cluster.losses import AGAIN, MachinesLost, ours
+from cluster.session import gang
+from cluster.spec import ClusterSpec
 from cluster.storage import Stored
 
-# How often Ray restarts a lost worker or repeats a lost task before the run gives up (and can be resumed).
+log = logging.getLogger(__name__)
+
+# How often Ray restarts a lost worker or repeats a lost task.
 RETRIES = 5
+# How many gangs in a row may be lost without finishing one block; then the run gives up, and can be resumed.
+GANGS = 3
+LOOK_AGAIN = 1.0  # seconds between looks at whether the machines of a block are still there
 
 
 class Unit(Protocol):
@@ -117,23 +128,61 @@ def assemble(work: BlockWork, block: int, *results: Any) -> Stored:
 
 def run_blocks(
     work: BlockWork,
-    group: PlacementGroup,
+    spec: ClusterSpec,
+    cpus_per_worker: int,
     finished: Sequence[Stored],
     on_block: Callable[[int, Stored], None],
     stop: Callable[[], bool],
 ) -> list[Stored]:
     """Works through all blocks in order and returns their files.
 
+    Ray replaces single workers and repeats single tasks. When that is not enough – a machine is gone and nothing
+    takes its place, or something hangs – the gang is given back and another one goes on at the block at hand.
+
     Args:
         work: what to do.
-        group: one bundle per worker; a worker and the tasks share it half and half, since they take turns.
+        spec: how many workers, how long to wait for them, and after how long a block counts as stuck.
+        cpus_per_worker: CPUs of each; a worker and the tasks share its bundle half and half, since they take turns.
         finished: blocks that an earlier attempt recorded; work goes on after them.
         on_block: called with each block as soon as it is written, to record it.
         stop: asked between blocks.
 
     Raises:
         Cancelled: `stop` said so; all finished blocks are recorded.
-        Unavailable: a worker was lost more often than Ray may replace it.
+        Unavailable: no machines within the time, or one gang after another was lost.
+    """
+    blocks = list(finished)
+
+    def note(block: int, stored: Stored) -> None:
+        on_block(block, stored)
+        blocks.append(stored)
+
+    lost = 0
+    while len(blocks) < work.block_count:
+        begun = len(blocks)
+        try:
+            with gang(spec, cpus_per_worker) as group:
+                _attempt(work, group, spec, blocks, note, stop)
+        except MachinesLost as error:
+            lost = 1 if len(blocks) > begun else lost + 1
+            if lost == GANGS:
+                raise
+            log.warning("%s; other machines go on at block %d", error.message, len(blocks))
+    return blocks
+
+
+def _attempt(
+    work: BlockWork,
+    group: PlacementGroup,
+    spec: ClusterSpec,
+    blocks: Sequence[Stored],
+    note: Callable[[int, Stored], None],
+    stop: Callable[[], bool],
+) -> None:
+    """One gang's work on all blocks that are left. `note` makes `blocks` longer.
+
+    Raises:
+        MachinesLost: more than Ray itself can make up for.
     """
     resources = half_bundle(group)
     shared = ray.put(work)
@@ -143,31 +192,45 @@ def run_blocks(
     ]
     units = work.units()
     groups = sorted({unit.group for unit in units if unit.group is not None})
-    blocks = list(finished)
     try:
         while len(blocks) < work.block_count:
             if stop():
                 raise Cancelled(f"stopped after block {len(blocks)} of {work.block_count}")
             block = len(blocks)
-            prepared = _prepared(work, shared, workers, block, groups, blocks, resources)
+            prepared = _prepared(work, shared, workers, block, groups, list(blocks), resources)
             results = [
                 solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units
             ]
-            written = ray.get(assemble.options(**resources).remote(shared, block, *results))
-            on_block(block, written)
-            blocks.append(written)
-    except RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, KarikomiError) else error from error
-    except (RayActorError, WorkerCrashedError) as error:
-        raise Unavailable(
-            f"block {len(blocks)}: a worker was lost {RETRIES} times over: {error}",
-            "Run the same command again: it goes on at this block.",
-        ) from error
+            written = assemble.options(**resources).remote(shared, block, *results)
+            note(block, _result(written, group, spec, f"block {block} of {work.block_count}"))
+    except RayError as error:
+        raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
         for worker in workers:
-            ray.kill(worker)
-    return blocks
+            with suppress(RayError):  # Ray itself may be what is gone
+                ray.kill(worker)
+
+
+def _result(written: Any, group: PlacementGroup, spec: ClusterSpec, what: str) -> Stored:
+    """Waits for a block, but not for ever.
+
+    Raises:
+        MachinesLost: the gang is broken and not made whole again within `spec.wait_seconds`, or the block is not done
+            within `spec.block_seconds`. Ray itself waits for ever in both cases: it notices dead processes and
+            nodes, not a process that hangs, nor that nobody will bring another machine.
+    """
+    started = whole = time.monotonic()
+    while True:
+        done, _ = ray.wait([written], timeout=LOOK_AGAIN)
+        if done:
+            return ray.get(written)
+        now = time.monotonic()
+        if placement_group_table(group)["state"] == "CREATED":
+            whole = now
+        if now - whole > spec.wait_seconds:
+            raise MachinesLost(f"{what}: a machine was lost and none took its place in {spec.wait_seconds:g} s", AGAIN)
+        if now - started > spec.block_seconds:
+            raise MachinesLost(f"{what}: not done in {spec.block_seconds:g} s, so something hangs", AGAIN)
 
 
 def _prepared(

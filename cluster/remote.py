@@ -1,16 +1,21 @@
 """Runs handed functions as Ray tasks, some at a time, and brings back their results in order."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError
 
-from cluster.errors import Cancelled, KarikomiError, Unavailable
+from cluster.errors import Cancelled, Unavailable
+from cluster.losses import AGAIN, ours
 from cluster.session import shortage
 
 RETRIES = 3
 LOOK_AGAIN = 0.5  # seconds between looks at `stop`
+ROOM_WITHIN = 300.0  # seconds in which a lost node may come back or be replaced
 
 
 @ray.remote(max_retries=RETRIES)
@@ -25,6 +30,7 @@ def call_each(
     gpus: float = 0,
     stop: Callable[[], bool] = lambda: False,
     on_done: Callable[[int, int], None] = lambda done, total: None,
+    stuck_after: float = math.inf,
 ) -> list[Any]:
     """Calls `function` once per argument tuple, each in a task of its own.
 
@@ -35,17 +41,19 @@ def call_each(
         gpus: GPUs that each call takes.
         stop: asked while waiting.
         on_done: told how many of how many calls are done.
+        stuck_after: seconds; when none of the calls ends in so long, something hangs.
 
     Raises:
-        Unavailable: no node is big enough, or workers were lost again and again.
+        Unavailable: no node is big enough (any more), workers were lost again and again, or something hangs.
         Cancelled: `stop` said so.
         KarikomiError: as raised by the function.
     """
     bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    if not any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in _nodes()):
+    if not _fits(bundle):
         raise Unavailable(shortage(bundle, 1, ray.cluster_resources(), ray.available_resources()))
     tasks = [_call.options(num_cpus=cpus, num_gpus=gpus).remote(function, *one) for one in arguments]
     waiting = list(tasks)
+    moved = roomy = time.monotonic()
     try:
         while waiting:
             if stop():
@@ -53,16 +61,24 @@ def call_each(
             done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_AGAIN)
             ray.get(done)
             on_done(len(tasks) - len(waiting), len(tasks))
+            now = time.monotonic()
+            moved = now if done else moved
+            roomy = now if done or _fits(bundle) else roomy
+            if now - roomy > ROOM_WITHIN:
+                raise Unavailable(shortage(bundle, 1, ray.cluster_resources(), ray.available_resources()), AGAIN)
+            if now - moved > stuck_after:
+                raise Unavailable(f"none of {len(waiting)} tasks ended in {stuck_after:g} s: something hangs", AGAIN)
         return ray.get(tasks)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, KarikomiError) else error from error
-    except WorkerCrashedError as error:
-        raise Unavailable(
-            f"a worker was lost {RETRIES + 1} times over: {error}", "Run the same command again."
-        ) from error
+    except RayError as error:
+        raise ours(error, f"{getattr(function, '__name__', 'a task')} ({RETRIES + 1} times over)") from error
     finally:
         for task in waiting:
-            ray.cancel(task, force=True)
+            with suppress(RayError):  # Ray itself may be what is gone
+                ray.cancel(task, force=True)
+
+
+def _fits(bundle: dict[str, float]) -> bool:
+    return any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in _nodes())
 
 
 def largest_node_cpus() -> int:

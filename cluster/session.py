@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cluster.disk import is_full, not_written
 from cluster.errors import Unavailable
 from cluster.spec import ClusterSpec
 
@@ -23,6 +24,9 @@ WORKER_ENVIRONMENT = ALLOCATOR | {
 
 # Ray ends a worker process that is idle for a second; the next task then waits 3 s for imports.
 KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 60_000}
+
+# Ray repeats a task that it killed for memory without end; so the run would hang instead of saying why.
+BOUNDED_RETRIES = {"task_oom_retries": 5}
 
 
 @contextmanager
@@ -52,9 +56,11 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             logging_level=logging.ERROR,
             configure_logging=False,
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            _system_config=KEEP_WORKERS if embedded else None,
+            _system_config=KEEP_WORKERS | BOUNDED_RETRIES if embedded else None,
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            raise not_written("Ray's temporary directory (RAY_TMPDIR)", error) from error
         raise Unavailable(
             f"no Ray cluster at {spec.address}: {error}",
             "Check cluster.address, or leave it out for the embedded one.",

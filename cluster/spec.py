@@ -16,3 +16,6 @@ class ClusterSpec(Strict):
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Shard workers; each holds its shards only.")
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] = Field(0, description="GPUs, or a share of one, per worker.")
     wait_seconds: Annotated[float, Field(gt=0)] = Field(300, description="How long to wait for free machines.")
+    block_seconds: Annotated[float, Field(gt=0)] = Field(
+        7200, description="A block, or a part of an evaluation, that takes longer counts as stuck; its workers go."
+    )

@@ -28,6 +28,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
@@ -203,6 +204,7 @@ def pull(
 
     Raises:
         InputError: no such release; the directory holds something; a file is not what the manifest says.
+        Unavailable: the store is out of reach, or the disk is full.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not empty", "Give a new directory.")
@@ -225,6 +227,8 @@ def pull(
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
     except OSError as error:
+        if is_full(error):
+            raise not_written(str(directory), error) from error
         raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))
 

@@ -10,7 +10,6 @@ import torch
 from cluster.errors import InputError
 from cluster.layerwise import run_blocks
 from cluster.remote import call_each
-from cluster.session import gang
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
 from workflows.blockwork import PruneStage
@@ -86,8 +85,7 @@ def prune(
         work.record_block(block, stored)
         work.advanced(block + 1, before.block_count)
 
-    with gang(cluster, recipe.threads) as group:
-        blocks = run_blocks(stage, group, work.finished_blocks(), on_block, stop)
+    blocks = run_blocks(stage, cluster, recipe.threads, work.finished_blocks(), on_block, stop)
     return before.model_copy(update={"config": config, "blocks": tuple(blocks)})
 
 
@@ -105,6 +103,7 @@ def evaluate(
         gpus=cluster.gpus_per_worker,
         stop=stop,
         on_done=work.advanced,
+        stuck_after=cluster.block_seconds,
     )
     return merge(parts)
 

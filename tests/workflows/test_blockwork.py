@@ -23,14 +23,14 @@ from workflows.scoring.gram import add_inputs
 LENGTH, WINDOWS, SHARDS, ROWS = 32, 6, 3, 24
 
 
-def make_stage(tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3") -> PruneStage:
-    directory = write_tiny_model(tmp_path / "model", family, layers=3, hidden=64, ffn=128, dtype="float32")
+def make_stage(tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3", layers=3, ffn=128) -> PruneStage:
+    directory = write_tiny_model(tmp_path / "model", family, layers=layers, hidden=64, ffn=ffn, dtype="float32")
     config = json.loads((directory / "config.json").read_text())
     store = open_store(str(tmp_path / "store"))
     tokens = np.random.default_rng(0).integers(4, config["vocab_size"], (WINDOWS, LENGTH)).astype(np.int32)
     windows = Windows(tokens=tokens, slices=["all"] * WINDOWS)
     stored = store.put("windows.parquet", to_parquet({"calibration": windows}))
-    after = config | ({"intermediate_size": int(128 * (1 - sparsity))} if pattern == "ffn" else {})
+    after = config | ({"intermediate_size": int(ffn * (1 - sparsity))} if pattern == "ffn" else {})
     state = ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)
     return PruneStage(
         before=state,

@@ -54,8 +54,7 @@ class KilledOnce(PruneStage):
 
 
 def run(stage: PruneStage, workers: int, finished=(), on_block=lambda block, stored: None, stop=lambda: False):
-    with gang(ClusterSpec(workers=workers, wait_seconds=60), 1) as group:
-        return run_blocks(stage, group, list(finished), on_block, stop)
+    return run_blocks(stage, ClusterSpec(workers=workers, wait_seconds=60), 1, list(finished), on_block, stop)
 
 
 def hashes(blocks) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from models_for_tests import write_tiny_model
 
 from cluster.layerwise import run_blocks
-from cluster.session import gang, session
+from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.blockwork import PruneStage
@@ -80,8 +80,8 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
         threads=1,
         key_prefix="blocks",
     )
-    with session(ClusterSpec(), cpus=2), gang(ClusterSpec(workers=2), 1) as group:
-        blocks = run_blocks(stage, group, [], lambda block, stored: None, lambda: False)
+    with session(ClusterSpec(), cpus=2):
+        blocks = run_blocks(stage, ClusterSpec(workers=2), 1, [], lambda block, stored: None, lambda: False)
     assert len(blocks) == LAYERS
     peaks = [int(file.read_text()) for file in (tmp_path / "store").glob("peak-*")]
     assert len(peaks) == 2

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from cluster.disk import room_needed
 from cluster.errors import InputError
 
 
@@ -19,6 +20,7 @@ def converted(file: Path, cache: Path) -> Path:
 
     Raises:
         InputError: the file is missing or cannot be converted.
+        Unavailable: there is no room for it.
     """
     if not file.is_file():
         raise InputError(f"model: {file} is not there")
@@ -29,6 +31,13 @@ def converted(file: Path, cache: Path) -> Path:
         target = cache / "gguf" / hashlib.file_digest(content, "sha256").hexdigest()
     if target.is_dir():
         return target
+    with room_needed(f"{target.parent} (the model cache)"):
+        _convert_into(file, target)
+    return target
+
+
+def _convert_into(file: Path, target: Path) -> None:
+    """Converts beside the target, then one rename: the target is whole, or not there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as temporary:
         made = Path(temporary) / "model"
@@ -38,7 +47,6 @@ def converted(file: Path, cache: Path) -> Path:
         except OSError:  # somebody else was faster
             if not target.is_dir():
                 raise
-    return target
 
 
 def convert(file: Path, directory: Path) -> None:

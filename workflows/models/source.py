@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.disk import room_needed
 from cluster.errors import InputError, Unavailable
 from cluster.storage import Store, Stored, open_store
 from workflows.models import gguf
@@ -81,7 +82,7 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     store = open_store(source.uri)
-    with tempfile.TemporaryDirectory() as directory:
+    with room_needed(f"{tempfile.gettempdir()} (temporary files)"), tempfile.TemporaryDirectory() as directory:
         for name in ("config.json", *source.others):
             (Path(directory) / name).write_bytes(store.get(name))
         try:

@@ -1,0 +1,118 @@
+"""The real work on blocks, struck at seeded moments from within; and a driver of its own to be struck."""
+
+import hashlib
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.spec import ClusterSpec
+from cluster.storage import open_store
+from workflows.blockwork import PruneStage
+from workflows.steps import Journal, Work
+
+PIECES = ("advance", "statistics", "prepare", "solve", "assemble")
+
+
+class Disturbed(PruneStage):
+    """Writes down each piece of work that is begun, and strikes its own process at the moments that a seed chose.
+
+    Attributes (set after construction; they travel to the workers with the rest):
+        journal: file that takes one line per piece.
+        strikes: piece → signal, each done once; a piece is "<what> <block>/<which>".
+    """
+
+    journal: str
+    strikes: dict[str, int]
+
+    def piece(self, what: str, block: int, which: str = "") -> None:
+        """Notes a piece of work, and strikes if it is its turn."""
+        piece = f"{what} {block}/{which}"
+        with open(self.journal, "a") as file:  # one short line: appended whole, whoever else writes
+            file.write(f"{piece}\n")
+        if piece in self.strikes:
+            mark = Path(f"{self.journal}-{hashlib.sha256(piece.encode()).hexdigest()[:12]}")
+            try:
+                mark.open("x").close()
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), self.strikes[piece])
+
+    def advance(self, block, finished, shards):
+        self.piece("advance", block, str(min(shards, default="")))
+        super().advance(block, finished, shards)
+
+    def statistics(self, block, shards, groups):
+        self.piece("statistics", block, str(min(shards, default="")))
+        yield from super().statistics(block, shards, groups)
+
+    def prepare(self, group, parts):
+        self.piece("prepare", 0, group)
+        return super().prepare(group, parts)
+
+    def solve(self, block, unit, prepared):
+        self.piece("solve", block, f"{unit.linear}:{unit.start}")
+        return super().solve(block, unit, prepared)
+
+    def assemble(self, block, results):
+        self.piece("assemble", block)
+        return super().assemble(block, results)
+
+    def struck(self) -> int:
+        """How many strikes were done."""
+        return len(list(Path(self.journal).parent.glob(f"{Path(self.journal).name}-*")))
+
+    def worked(self) -> int:
+        """Pieces begun so far."""
+        path = Path(self.journal)
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def disturbed(stage: PruneStage, journal: Path, strikes: dict[str, int]) -> Disturbed:
+    """The same stage, to be struck."""
+    made = Disturbed(**stage.__getstate__())
+    made.journal, made.strikes = str(journal), strikes
+    return made
+
+
+def chosen(seed: int, count: int, journal: Path, number: int = signal.SIGKILL) -> dict[str, int]:
+    """Some pieces of an undisturbed run, drawn by a seed; of each kind of piece as often as of the others."""
+    draw = random.Random(seed)
+    pieces = journal.read_text().splitlines()
+    kinds = draw.sample(PIECES, count) if count <= len(PIECES) else draw.choices(PIECES, k=count)
+    return {draw.choice([one for one in pieces if one.startswith(f"{kind} ")]): number for kind in kinds}
+
+
+def drive() -> None:
+    """A driver: works through the blocks that its journal does not have yet, on a cluster that others started."""
+    import ray
+
+    from cluster.layerwise import run_blocks
+
+    stage, address = pickle.loads(bytes.fromhex(sys.argv[1]))
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    work = journal_of(stage)
+    print("begun", flush=True)
+    blocks = run_blocks(
+        stage, ClusterSpec(workers=2, wait_seconds=120), 1, work.finished_blocks(), work.record_block, lambda: False
+    )
+    print(" ".join(one.sha256 for one in blocks), flush=True)
+
+
+def journal_of(stage: PruneStage) -> Work:
+    """Where a driver records its blocks."""
+    return Work(Journal(open_store(stage.before.store), "r", lambda event: None), "prune", 1, "0" * 64)
+
+
+def start_driver(stage: PruneStage, address: str) -> subprocess.Popen:
+    """A driver in a process of its own, attached to a running cluster."""
+    order = pickle.dumps((stage, address)).hex()
+    return subprocess.Popen(
+        [sys.executable, "-c", "import disturbed; disturbed.drive()", order],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
