@@ -1,6 +1,6 @@
 """The release and its one atomic commit.
 
-Order of writing: model files, documents, manifest, then the pointer `versions/<v>.json`, created only if it is not
+Order of writing: documents, model files, manifest, then the pointer `versions/<v>.json`, created only if it is not
 there, then `latest`. Readers start at a pointer and verify what it names; they never list. Why races are harmless:
 
 - Model files lie under a directory named by the digest of all of them, so whoever writes one writes the same bytes;
@@ -13,6 +13,10 @@ there, then `latest`. Readers start at a pointer and verify what it names; they 
   that two publishers of one model meet at the same number.
 - `latest` only ever moves forward. A publisher that dies before moving it leaves that to whoever publishes the same
   model next, for which everything else is done already.
+- The collector of leftovers (`workflows.collecting`) leaves a directory alone in which something is young. A publisher
+  therefore writes its documents first, and only then looks whether a collector has claimed the directory: of the two,
+  one sees the other. A publisher that was stopped for longer than the collector's limit finds out after its commit,
+  and lays out again what is missing.
 """
 
 import hashlib
@@ -21,6 +25,7 @@ import json
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -30,9 +35,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
+from workflows.signing import SIGNATURE
 
 SWAP_TRIES = 50
 MANIFEST = "MANIFEST.json"
+LATEST = "latest"
+COLLECTED_WITHIN = 60.0  # seconds that a publisher waits for a collector at work in its directory
 VERSION_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
@@ -97,10 +105,10 @@ def find_version(store: Store, name: str, version: str | None) -> Pointer | None
     Raises:
         InputError: the pointer is no pointer, or another release's.
     """
-    _check_name(name)
+    check_name(name)
     if version is not None:
-        _check_name(version)
-    key = _latest_key(name) if version is None else _version_key(name, version)
+        check_name(version)
+    key = latest_key(name) if version is None else version_key(name, version)
     try:
         return _pointer(store, key, name, version, store.get(key))
     except MissingKey:
@@ -121,38 +129,27 @@ def publish(
     Args:
         store: holds the model files already, and takes the release.
         name: the release's name.
-        version: "auto" takes the next free number; or a name.
+        version: "auto" takes the next free number; or a name, which no alias may have.
         model_files: file name in the release → object in `store`.
-        documents: file name → content; reports, provenance.
+        documents: file name → content; reports, provenance. At least one.
         run: who publishes.
         form: format of the model files, for who pulls.
 
     Raises:
-        InputError: the version holds another model; a name cannot be one.
+        InputError: the version holds another model, or this one unsigned; a name cannot be one.
         Unavailable: the store does not keep what it was given.
     """
-    _check_name(name)
-    _check_name(version)
+    check_name(name)
+    check_name(version)
     _check_files([*model_files, *documents])
+    _check_no_alias(store, name, version)
     digest = model_digest(model_files)
     there, number = _same_model(store, name, version, digest)
     if there is not None:
+        _check_signed(store, there, documents)
         _move_latest(store, there)
         return _published(store, there, already=True)
-    directory = f"models/{name}/{digest[:12]}"
-    files = {}
-    for file, stored in model_files.items():
-        target = stored.model_copy(update={"key": f"{directory}/{file}"})
-        if not store.verify(target):
-            store.copy(stored.key, target.key)
-            if not store.verify(target):
-                raise Unavailable(f"{store.uri}: {target.key} is not what was written", "Run the same command again.")
-        files[file] = target.model_copy(update={"key": file})
-    for file, content in documents.items():
-        files[file] = _put_named_by_content(store, directory, file, content)
-    manifest = Manifest(name=name, digest=digest, format=form, files=files)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-    stored_manifest = _put_named_by_content(store, directory, MANIFEST, text)
+    manifest, stored_manifest = _lay_out(store, name, digest, model_files, documents, form)
     pointer = Pointer(
         name=name,
         version=version,
@@ -164,6 +161,11 @@ def publish(
         karikomi=VERSION,
     )
     committed = _commit(store, pointer, number)
+    directory = release_directory(name, digest)
+    files = [*manifest.files.values(), stored_manifest]
+    if committed.nonce == pointer.nonce and any(store.size(f"{directory}/{one.key}") != one.size for one in files):
+        _lay_out(store, name, digest, model_files, documents, form)  # stopped so long that it was collected meanwhile
+    _check_signed(store, committed, documents)
     _move_latest(store, committed)
     return _published(store, committed, already=committed.nonce != pointer.nonce)
 
@@ -174,6 +176,7 @@ def pull(
     version: str | None,
     directory: Path,
     convert: Mapping[str, Callable[[Path], None]] | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
 ) -> PulledRelease:
     """Fetches a release into a new directory; every byte is verified before the directory appears.
 
@@ -183,6 +186,7 @@ def pull(
         version: None for the latest.
         directory: must not exist, or be empty.
         convert: release format → what makes a stock directory of the fetched files, in place.
+        check: looks at the fetched files, before they are converted, and raises what is wrong with them.
 
     Raises:
         InputError: no such release; the directory holds something; a file is not what the manifest says.
@@ -192,8 +196,8 @@ def pull(
     pointer = find_version(store, name, version)
     if pointer is None:
         raise InputError(f"{store.uri}: no release {name}@{version or 'latest'}")
-    root = f"models/{name}/{pointer.digest[:12]}"
-    manifest = _manifest(store, root, pointer)
+    root = release_directory(name, pointer.digest)
+    manifest = read_manifest(store, pointer)
     try:
         directory.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.absolute().parent) as temporary:
@@ -201,12 +205,87 @@ def pull(
             fetched.mkdir()
             for file, stored in {**manifest.files, MANIFEST: pointer.manifest}.items():
                 _fetch(store, f"{root}/{stored.key}", stored, fetched / file)
+            if check:
+                check(fetched, manifest)
             if convert and manifest.format in convert:
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))
+
+
+def _lay_out(
+    store: Store,
+    name: str,
+    digest: str,
+    model_files: Mapping[str, Stored],
+    documents: Mapping[str, bytes],
+    form: str,
+) -> tuple[Manifest, Stored]:
+    """Puts every file of a release in its place, each verified; nothing of it is visible yet.
+
+    Documents come first: they are written in any case, so that the directory is young before anything old in it is
+    relied on. Where a collector was at work, they are written again: it may have taken them for old ones.
+
+    Raises:
+        Unavailable: the store does not keep what it was given, or the collector does not come to an end.
+    """
+    directory = release_directory(name, digest)
+    deadline = time.monotonic() + COLLECTED_WITHIN
+    while True:
+        put = {file: _put_named_by_content(store, directory, file, content) for file, content in documents.items()}
+        claim = store.get_tagged(collector_key(name, digest))
+        if claim is None or not collector_at_work(store, claim[0]):
+            break
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"{store.uri}: {collector_key(name, digest)}: leftovers are being removed there",
+                "Run the same command again, later.",
+            )
+        time.sleep(0.5)
+    files = {}
+    for file, stored in model_files.items():
+        target = stored.model_copy(update={"key": f"{directory}/{file}"})
+        if not store.verify(target):
+            store.copy(stored.key, target.key)
+            if not store.verify(target):
+                raise Unavailable(f"{store.uri}: {target.key} is not what was written", "Run the same command again.")
+        files[file] = target.model_copy(update={"key": file})
+    manifest = Manifest(name=name, digest=digest, format=form, files=files | put)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    return manifest, _put_named_by_content(store, directory, MANIFEST, text)
+
+
+def collector_at_work(store: Store, claim: bytes) -> bool:
+    """Whether a collector's claim still holds: it says until when, by the store's clock."""
+    try:
+        return store.clock() < datetime.fromisoformat(json.loads(claim)["until"])
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _check_no_alias(store: Store, name: str, version: str) -> None:
+    """A version and an alias of one name would leave it open which NAME@IT is.
+
+    Raises:
+        InputError: the version is `latest` or an alias.
+    """
+    if version == LATEST or (version != "auto" and store.size(alias_key(name, version)) is not None):
+        raise InputError(f"{store.uri}: {name}@{version} is an alias", "Choose another publish.version.")
+
+
+def _check_signed(store: Store, there: Pointer, documents: Collection[str]) -> None:
+    """Who publishes with a signature and finds the model published without one is told: a release never changes.
+
+    Raises:
+        InputError: the version that is there is unsigned.
+    """
+    if SIGNATURE in documents and SIGNATURE not in read_manifest(store, there).files:
+        raise InputError(
+            f"{store.uri}: {there.name}@{there.version} holds this model already, unsigned (run {there.run})",
+            "Choose another publish.version to publish it signed; its files are kept once.",
+        )
 
 
 def _same_model(store: Store, name: str, version: str, digest: str) -> tuple[Pointer | None, int]:
@@ -234,7 +313,7 @@ def _commit(store: Store, pointer: Pointer, first: int) -> Pointer:
     numbers = map(str, itertools.count(first)) if pointer.version == "auto" else [pointer.version]
     for number in numbers:
         mine = pointer.model_copy(update={"version": number})
-        key = _version_key(pointer.name, number)
+        key = version_key(pointer.name, number)
         if store.create(key, mine.model_dump_json(indent=1).encode()):
             return mine
         there = find_version(store, pointer.name, number)
@@ -251,7 +330,7 @@ def _commit(store: Store, pointer: Pointer, first: int) -> Pointer:
 
 def _move_latest(store: Store, pointer: Pointer) -> None:
     """Moves `latest` by compare-and-swap, only ever forward."""
-    key = _latest_key(pointer.name)
+    key = latest_key(pointer.name)
     for _ in range(SWAP_TRIES):
         found = store.get_tagged(key)
         if found is not None and not _is_later(pointer, _pointer(store, key, pointer.name, None, found[0])):
@@ -276,7 +355,7 @@ def _taken(store: Store, pointer: Pointer) -> InputError:
 
 
 def _published(store: Store, pointer: Pointer, already: bool) -> Published:
-    uri = f"{store.uri}/models/{pointer.name}/{pointer.digest[:12]}"
+    uri = f"{store.uri}/{release_directory(pointer.name, pointer.digest)}"
     return Published(name=pointer.name, version=pointer.version, digest=pointer.digest, uri=uri, already=already)
 
 
@@ -290,12 +369,29 @@ def _put_named_by_content(store: Store, directory: str, file: str, content: byte
     return stored.model_copy(update={"key": key})
 
 
-def _latest_key(name: str) -> str:
-    return f"models/{name}/latest.json"
+def latest_key(name: str) -> str:
+    """Where the pointer to the latest version is."""
+    return f"models/{name}/{LATEST}.json"
 
 
-def _version_key(name: str, version: str) -> str:
+def version_key(name: str, version: str) -> str:
+    """Where a version's pointer is."""
     return f"models/{name}/versions/{version}.json"
+
+
+def alias_key(name: str, alias: str) -> str:
+    """Where an alias is (see `workflows.catalogue`)."""
+    return f"models/{name}/aliases/{alias}.json"
+
+
+def collector_key(name: str, digest: str) -> str:
+    """What a collector of leftovers leaves as long as it is at work in a release's directory."""
+    return f"models/{name}/collecting/{digest[:12]}.json"
+
+
+def release_directory(name: str, digest: str) -> str:
+    """Where the files of a model lie."""
+    return f"models/{name}/{digest[:12]}"
 
 
 def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes) -> Pointer:
@@ -306,11 +402,11 @@ def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes
         raise InputError(f"{store.uri}: {key} is no version pointer: {error}") from error
     if pointer.name != name or version not in (None, pointer.version):
         raise InputError(f"{store.uri}: {key} is the pointer of {pointer.name}@{pointer.version}; it was put there")
-    _check_name(pointer.version)
+    check_name(pointer.version)
     return pointer
 
 
-def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
+def read_manifest(store: Store, pointer: Pointer) -> Manifest:
     """The manifest that a pointer names, and that holds the model that it names.
 
     Raises:
@@ -318,7 +414,7 @@ def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
     """
     which = f"{store.uri}: the manifest of {pointer.name}@{pointer.version}"
     try:
-        text = store.get(f"{root}/{_plain(pointer.manifest.key)}")
+        text = store.get(f"{release_directory(pointer.name, pointer.digest)}/{_plain(pointer.manifest.key)}")
     except MissingKey as error:
         raise InputError(f"{which} is gone") from error
     if hashlib.sha256(text).hexdigest() != pointer.manifest.sha256:
@@ -336,7 +432,7 @@ def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
     return manifest
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Names and versions become parts of keys.
 
     Raises:
