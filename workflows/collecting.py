@@ -35,8 +35,10 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import InputError
 from cluster.storage import Entry, Leftover, MissingKey, Store
-from workflows.catalogue import list_aliases, list_names_ever, list_pointers
-from workflows.publishing import collector_at_work, collector_key, read_manifest, release_directory
+from workflows.aliases import list_aliases
+from workflows.catalogue import list_names_ever, list_pointers
+from workflows.publishing import collector_at_work
+from workflows.release import collector_key, read_manifest, release_directory
 
 log = structlog.get_logger()
 CLAIM_HOLDS = timedelta(minutes=30)  # then nobody respects it any more,

@@ -27,8 +27,9 @@ from workflows.formats.huggingface import Formatted, format_release
 from workflows.measuring import measure
 from workflows.models.source import Source, load_tokenizer, resolve_source
 from workflows.models.state import ModelState
-from workflows.publishing import Published, find_version, publish
+from workflows.publishing import Published, publish
 from workflows.recipe import Recipe, Stage
+from workflows.release import find_version
 from workflows.reports.documents import make_report, release_documents
 from workflows.reports.report import Measured, Report, StageHistory
 from workflows.settings import RunSettings

@@ -22,7 +22,6 @@ there, then `latest`. Readers start at a pointer and verify what it names; they 
 import hashlib
 import itertools
 import json
-import re
 import secrets
 import tempfile
 import time
@@ -30,44 +29,32 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
+from workflows.release import (
+    LATEST,
+    MANIFEST,
+    Manifest,
+    Pointer,
+    alias_key,
+    check_files,
+    check_name,
+    collector_key,
+    find_version,
+    latest_key,
+    model_digest,
+    read_manifest,
+    read_pointer,
+    release_directory,
+    version_key,
+)
 from workflows.signing import SIGNATURE
 
 SWAP_TRIES = 50
-MANIFEST = "MANIFEST.json"
-LATEST = "latest"
 COLLECTED_WITHIN = 60.0  # seconds that a publisher waits for a collector at work in its directory
-VERSION_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-
-
-class Manifest(BaseModel):
-    """Every file of a release: its name there → the object, relative to the release's directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    digest: str
-    format: str
-    files: dict[str, Stored]
-
-
-class Pointer(BaseModel):
-    """The commit: a version names one digest and one manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: str
-    digest: str
-    manifest: Stored
-    run: str
-    nonce: str
-    created: str
-    karikomi: str
 
 
 class Published(BaseModel):
@@ -91,28 +78,6 @@ class PulledRelease(BaseModel):
     version: str
     digest: str
     files: tuple[str, ...]
-
-
-def model_digest(files: Mapping[str, Stored]) -> str:
-    """The model's identity: sha256 over the names and digests of its weights, config and tokenizer files."""
-    names = {name: stored.sha256 for name, stored in files.items()}
-    return hashlib.sha256(json.dumps(names, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def find_version(store: Store, name: str, version: str | None) -> Pointer | None:
-    """The pointer of a version, or of the latest one; None when there is none.
-
-    Raises:
-        InputError: the pointer is no pointer, or another release's.
-    """
-    check_name(name)
-    if version is not None:
-        check_name(version)
-    key = latest_key(name) if version is None else version_key(name, version)
-    try:
-        return _pointer(store, key, name, version, store.get(key))
-    except MissingKey:
-        return None
 
 
 def publish(
@@ -141,7 +106,7 @@ def publish(
     """
     check_name(name)
     check_name(version)
-    _check_files([*model_files, *documents])
+    check_files([*model_files, *documents])
     _check_no_alias(store, name, version)
     digest = model_digest(model_files)
     there, number = _same_model(store, name, version, digest)
@@ -333,7 +298,7 @@ def _move_latest(store: Store, pointer: Pointer) -> None:
     key = latest_key(pointer.name)
     for _ in range(SWAP_TRIES):
         found = store.get_tagged(key)
-        if found is not None and not _is_later(pointer, _pointer(store, key, pointer.name, None, found[0])):
+        if found is not None and not _is_later(pointer, read_pointer(store, key, pointer.name, None, found[0])):
             return
         if store.swap(key, pointer.model_dump_json(indent=1).encode(), found[1] if found else None):
             return
@@ -367,103 +332,6 @@ def _put_named_by_content(store: Store, directory: str, file: str, content: byte
     if not store.verify(stored):
         raise Unavailable(f"{store.uri}: {directory}/{key} is not what was written", "Run the same command again.")
     return stored.model_copy(update={"key": key})
-
-
-def latest_key(name: str) -> str:
-    """Where the pointer to the latest version is."""
-    return f"models/{name}/{LATEST}.json"
-
-
-def version_key(name: str, version: str) -> str:
-    """Where a version's pointer is."""
-    return f"models/{name}/versions/{version}.json"
-
-
-def alias_key(name: str, alias: str) -> str:
-    """Where an alias is (see `workflows.catalogue`)."""
-    return f"models/{name}/aliases/{alias}.json"
-
-
-def collector_key(name: str, digest: str) -> str:
-    """What a collector of leftovers leaves as long as it is at work in a release's directory."""
-    return f"models/{name}/collecting/{digest[:12]}.json"
-
-
-def release_directory(name: str, digest: str) -> str:
-    """Where the files of a model lie."""
-    return f"models/{name}/{digest[:12]}"
-
-
-def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes) -> Pointer:
-    """The pointer in an object, if it is the one that belongs there."""
-    try:
-        pointer = Pointer.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"{store.uri}: {key} is no version pointer: {error}") from error
-    if pointer.name != name or version not in (None, pointer.version):
-        raise InputError(f"{store.uri}: {key} is the pointer of {pointer.name}@{pointer.version}; it was put there")
-    check_name(pointer.version)
-    return pointer
-
-
-def read_manifest(store: Store, pointer: Pointer) -> Manifest:
-    """The manifest that a pointer names, and that holds the model that it names.
-
-    Raises:
-        InputError: it is gone, was changed, or is of another model.
-    """
-    which = f"{store.uri}: the manifest of {pointer.name}@{pointer.version}"
-    try:
-        text = store.get(f"{release_directory(pointer.name, pointer.digest)}/{_plain(pointer.manifest.key)}")
-    except MissingKey as error:
-        raise InputError(f"{which} is gone") from error
-    if hashlib.sha256(text).hexdigest() != pointer.manifest.sha256:
-        raise InputError(f"{which} was changed after it was published")
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"{which} cannot be read: {error}", "Another version of karikomi wrote it.") from error
-    _check_files(manifest.files)
-    for stored in manifest.files.values():
-        _plain(stored.key)
-    model = {file: stored for file, stored in manifest.files.items() if stored.key == file}  # documents: other names
-    if not manifest.digest == pointer.digest == model_digest(model):
-        raise InputError(f"{which} is of another model than the version names")
-    return manifest
-
-
-def check_name(name: str) -> None:
-    """Names and versions become parts of keys.
-
-    Raises:
-        InputError: it cannot be one.
-    """
-    if not re.fullmatch(VERSION_NAME, name):
-        raise InputError(f"{name!r} names no release or version", "Letters, digits, '.', '_' and '-', at most 63.")
-
-
-def _check_files(names: Collection[str]) -> None:
-    """Files of a release: plain names, no two of which would be one file, on any file system.
-
-    Raises:
-        InputError: they are not.
-    """
-    seen = {MANIFEST.casefold()}
-    for name in names:
-        if _plain(name).casefold() in seen:
-            raise InputError(f"the release has two files {name!r}")
-        seen.add(name.casefold())
-
-
-def _plain(file: str) -> str:
-    """A plain file name, as far as another's manifest may name one.
-
-    Raises:
-        InputError: it could lead out of the directory.
-    """
-    if not file or file != PurePosixPath(file).name or file == ".." or "\\" in file or "\0" in file:
-        raise InputError(f"the release names a file {file!r}; only plain file names are taken")
-    return file
 
 
 def _fetch(store: Store, key: str, stored: Stored, path: Path) -> None:

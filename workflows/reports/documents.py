@@ -16,8 +16,8 @@ from workflows.formats.huggingface import Formatted, dense_size
 from workflows.models.source import Source
 from workflows.models.state import ModelState
 from workflows.provenance import PROVENANCE, find_origin, provenance
-from workflows.publishing import MANIFEST
 from workflows.recipe import Recipe
+from workflows.release import MANIFEST
 from workflows.reports.page import render_page
 from workflows.reports.report import Measured, Report, StageHistory
 from workflows.reports.tidy import render_parquet
