@@ -4,17 +4,20 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
-from cluster.storage import MissingKey, Store, Stored, checked_key, sha256_of
+from cluster.storage import Entry, Leftover, MissingKey, Store, Stored, checked_key, sha256_of
 
 TEMPORARY = ".tmp-"
+LOCK = f"{TEMPORARY}lock-"  # lock files stay: who removes one that is held lets a second holder in
 
 
 class DirectoryStore(Store):
@@ -86,7 +89,7 @@ class DirectoryStore(Store):
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
         """See `Store.swap`. Swaps of one key take turns by a lock file beside it."""
         path = self._path(key)
-        turn = path.with_name(f"{TEMPORARY}lock-{path.name}")
+        turn = path.with_name(f"{LOCK}{path.name}")
         with self._written(key, data) as temporary, turn.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = self.get_tagged(key)
@@ -97,12 +100,36 @@ class DirectoryStore(Store):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `Store.keys`. Looks only into the directory that the prefix names."""
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """See `Store.entries`."""
         root = Path(self.uri)
         folder = prefix.rpartition("/")[0]
         below = self._path(folder) if folder else root
-        found = (path.relative_to(root).as_posix() for path in below.rglob("*") if path.is_file())
-        wanted = [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(TEMPORARY)]
-        return iter(sorted(wanted))
+        found = []
+        for path, status in _files(below):
+            key = path.relative_to(root).as_posix()
+            if key.startswith(prefix) and not path.name.startswith(TEMPORARY):
+                found.append(Entry(key=key, size=status.st_size, modified=_written_at(status)))
+        return iter(sorted(found, key=lambda entry: entry.key))
+
+    def clock(self) -> datetime:
+        """See `Store.clock`."""
+        return datetime.now(UTC)
+
+    def leftovers(self) -> list[Leftover]:
+        """See `Store.leftovers`."""
+        root = Path(self.uri)
+        return [
+            Leftover(key=path.relative_to(root).as_posix(), size=status.st_size, began=_written_at(status))
+            for path, status in _files(root)
+            if path.name.startswith(TEMPORARY) and not path.name.startswith(LOCK)
+        ]
+
+    def drop(self, leftover: Leftover) -> None:
+        """See `Store.drop`."""
+        self.delete(leftover.key)
 
     def folders(self, prefix: str) -> list[str]:
         """See `Store.folders`."""
@@ -180,6 +207,22 @@ class DirectoryStore(Store):
                 temporary.write_bytes(data)
             _sync(temporary)
             yield temporary
+
+
+def _files(below: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files below a directory; one that goes meanwhile is left out."""
+    for path in below.rglob("*"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield path, status
+
+
+def _written_at(status: os.stat_result) -> datetime:
+    """When a file came to its place: a hard link has the time of its first name, but a change time of its own."""
+    return datetime.fromtimestamp(status.st_ctime, UTC)
 
 
 def _sync(path: Path) -> None:

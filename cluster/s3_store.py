@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from botocore.exceptions import (
 )
 
 from cluster.errors import InputError, Unavailable
-from cluster.storage import MissingKey, Store, Stored, checked_key, sha256_of
+from cluster.storage import Entry, Leftover, MissingKey, Store, Stored, checked_key, sha256_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 LARGEST_SINGLE_PUT = 5 << 30  # S3's limit for one request, copies included; more goes in parts
 PART = 64 << 20
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "InvalidBucketName"}
-MISSING = {"NoSuchKey", "404", "NotFound"}
+MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 CUT_OFF = (IncompleteReadError, ResponseStreamingError, ReadTimeoutError, FlexibleChecksumError)
 PAUSES = (0.2, 1.0, 3.0)  # seconds before asking again what boto3 itself does not retry
 WRITER = "karikomi-writer"  # metadata of a conditional write: whose it is
@@ -129,13 +131,51 @@ class S3Store(Store):
         return self._conditional(key, data, {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag})
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store.keys`. Put in order here: some servers list by folders."""
+        """See `Store.keys`."""
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """See `Store.entries`. Put in order here: some servers list by folders."""
         cut = len(f"{self.prefix}/") if self.prefix else 0
         full = f"{self.prefix}/{prefix}" if self.prefix else prefix
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
-            found = [entry["Key"][cut:] for page in pages for entry in page.get("Contents", [])]
-        return iter(sorted(key for key in found if key and not key.endswith("/")))  # consoles mark "folders" so
+            found = [
+                Entry(key=one["Key"][cut:], size=one["Size"], modified=one["LastModified"])
+                for page in pages
+                for one in page.get("Contents", [])
+                if one["Key"][cut:] and not one["Key"].endswith("/")  # consoles mark "folders" so
+            ]
+        return iter(sorted(found, key=lambda entry: entry.key))
+
+    def clock(self) -> datetime:
+        """See `Store.clock`. The time at which the server answers."""
+        with self._errors(self.bucket):
+            answer = self._client.head_bucket(Bucket=self.bucket)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+
+    def leftovers(self) -> list[Leftover]:
+        """See `Store.leftovers`. The sizes of uploads are not told without a request for each."""
+        cut = len(f"{self.prefix}/") if self.prefix else 0
+        with self._errors(self.prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else ""
+            )
+            return [
+                Leftover(key=one["Key"][cut:], upload=one["UploadId"], size=None, began=one["Initiated"])
+                for page in pages
+                for one in page.get("Uploads", [])
+            ]
+
+    def drop(self, leftover: Leftover) -> None:
+        """See `Store.drop`."""
+        try:
+            with self._errors(leftover.key):
+                self._client.abort_multipart_upload(
+                    Bucket=self.bucket, Key=self._full(leftover.key), UploadId=leftover.upload
+                )
+        except MissingKey:
+            return
 
     def folders(self, prefix: str) -> list[str]:
         """See `Store.folders`."""

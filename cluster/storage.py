@@ -4,6 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +22,27 @@ class Stored(BaseModel):
     key: str
     sha256: str
     size: int
+
+
+class Entry(BaseModel):
+    """What a listing tells of an object. `modified`: when it was last written, by the store's own clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class Leftover(BaseModel):
+    """What a write left that was cut off: a temporary file, or an upload in parts that nobody completed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    upload: str = ""  # S3's name of the upload
+    size: int | None  # None: the store does not tell
+    began: datetime
 
 
 class MissingKey(KarikomiError):
@@ -86,6 +108,22 @@ class Store(ABC):
     @abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys that begin so, in order."""
+
+    @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `keys`, each with its size and the time of its last write."""
+
+    @abstractmethod
+    def clock(self) -> datetime:
+        """What time it is for the store; ages are counted by it, never by this machine's clock."""
+
+    @abstractmethod
+    def leftovers(self) -> list[Leftover]:
+        """What cut-off writes left below this store, and writes at work just now: look at their age."""
+
+    @abstractmethod
+    def drop(self, leftover: Leftover) -> None:
+        """Removes a leftover; one that is gone is no error."""
 
     @abstractmethod
     def folders(self, prefix: str) -> list[str]:

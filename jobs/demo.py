@@ -13,7 +13,7 @@ from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
 from jobs.job import read_job
 from jobs.pulling import pull_release
-from workflows.publishing import find_version
+from workflows.release import find_version
 
 STATE = Path(".demo")
 JOB = Path("jobs/examples/demo.yaml")

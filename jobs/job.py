@@ -44,8 +44,9 @@ class Job(Recipe):
 
     @property
     def run(self) -> str:
-        """The run's name: the same job file always means the same run, whatever cluster it goes to."""
-        what = self.model_dump(mode="json", exclude={"cluster", "hardware", "traffic"})
+        """The run's name: the same job always means the same run, whatever cluster it goes to and whoever signs."""
+        beside: Any = {"cluster": True, "hardware": True, "traffic": True, "publish": {"sign_with"}}
+        what = self.model_dump(mode="json", exclude=beside)
         return f"{self.name}-{digest(what)[:12]}"
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,11 +27,13 @@ from workflows.formats.huggingface import Formatted, format_release
 from workflows.measuring import measure
 from workflows.models.source import Source, load_tokenizer, resolve_source
 from workflows.models.state import ModelState
-from workflows.publishing import Published, find_version, publish
+from workflows.publishing import Published, publish
 from workflows.recipe import Recipe, Stage
-from workflows.reports.documents import documents, make_report
+from workflows.release import find_version
+from workflows.reports.documents import make_report, release_documents
 from workflows.reports.report import Measured, Report, StageHistory
 from workflows.settings import RunSettings
+from workflows.signing import PrivateKey
 from workflows.steps import Journal, Work
 from workflows.tuning.tune import Tuned, TuneWork, tune
 
@@ -92,13 +95,15 @@ def check_before(recipe: Recipe, settings: RunSettings, dense: ModelState, store
     """Refuses here, before any work and any write, whatever can be refused.
 
     Raises:
-        InputError: a ratio that this model cannot meet, a hardware profile that is not there, or a version that is
-            taken.
+        InputError: a ratio that this model cannot meet, a hardware profile that is not there, a key that cannot sign,
+            or a version that is taken.
     """
     for stage in recipe.stages:
         stages.config_after(dense.config, recipe, stage.sparsity)
     stages.check_pattern(dense, recipe)
     load_profile(settings.hardware)
+    if settings.publish.sign_with:
+        PrivateKey(Path(settings.publish.sign_with))
     if settings.publish.version != "auto":
         taken = find_version(store, settings.name, settings.publish.version)
         if taken is not None and taken.run != settings.run:
@@ -294,21 +299,16 @@ class Run:
     def publish(self, release: Formatted, report: Report) -> Published:
         """The release, and its one atomic commit."""
         settings = self.settings
-        inputs = {"files": release.files, "version": settings.publish.version}
-        return self.journal.step(
-            "publish",
-            inputs,
-            Published,
-            lambda work: publish(
-                work.store,
-                settings.name,
-                settings.publish.version,
-                release.files,
-                documents(report),
-                settings.run,
-                self.recipe.format,
-            ),
-        )
+        inputs: dict[str, Any] = {"files": release.files, "version": settings.publish.version}
+        if settings.publish.sign_with:
+            inputs["signed"] = True
+
+        def publish_it(work: Work) -> Published:
+            papers = release_documents(work.store, self.recipe, settings, self.source, release, report)
+            version, form = settings.publish.version, self.recipe.format
+            return publish(work.store, settings.name, version, release.files, papers, settings.run, form)
+
+        return self.journal.step("publish", inputs, Published, publish_it)
 
     def how(self) -> dict[str, str | int]:
         """What changes bits wherever a model is run."""

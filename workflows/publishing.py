@@ -1,6 +1,6 @@
 """The release and its one atomic commit.
 
-Order of writing: model files, documents, manifest, then the pointer `versions/<v>.json`, created only if it is not
+Order of writing: documents, model files, manifest, then the pointer `versions/<v>.json`, created only if it is not
 there, then `latest`. Readers start at a pointer and verify what it names; they never list. Why races are harmless:
 
 - Model files lie under a directory named by the digest of all of them, so whoever writes one writes the same bytes;
@@ -13,69 +13,51 @@ there, then `latest`. Readers start at a pointer and verify what it names; they 
   that two publishers of one model meet at the same number.
 - `latest` only ever moves forward. A publisher that dies before moving it leaves that to whoever publishes the same
   model next, for which everything else is done already.
+- The collector of leftovers (`workflows.collecting`) leaves a directory alone in which something is young. A publisher
+  therefore writes its documents first, and only then looks whether a collector has claimed the directory: of the two,
+  one sees the other. A publisher that was stopped for longer than the collector's limit finds out after its commit,
+  and lays out again what is missing.
 """
 
 import hashlib
 import itertools
 import json
-import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated
+from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
+from workflows.release import (
+    LATEST,
+    MANIFEST,
+    STOCK,
+    Manifest,
+    Pointer,
+    alias_key,
+    check_files,
+    check_name,
+    collector_key,
+    find_version,
+    latest_key,
+    model_digest,
+    named_object,
+    read_manifest,
+    read_pointer,
+    release_directory,
+    version_key,
+)
+from workflows.signing import SIGNATURE
 
 SWAP_TRIES = 50
-MANIFEST = "MANIFEST.json"
-VERSION_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}"
-LARGEST_MANIFEST = 4 << 20  # bytes; some 20 000 files
-LARGEST_POINTER = 64 << 10  # bytes
-STOCK = "huggingface"  # the format that needs no converting
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Object(Stored):
-    """An object as a release names it: what is read of another's manifest is checked more strictly than our own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-class Manifest(BaseModel):
-    """Every file of a release: its name there → the object, relative to the release's directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    digest: Digest
-    format: str
-    files: Annotated[dict[str, Object], Field(min_length=1)]
-
-
-class Pointer(BaseModel):
-    """The commit: a version names one digest and one manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: str
-    digest: Digest
-    manifest: Object
-    run: str
-    nonce: str
-    created: str
-    karikomi: str
+COLLECTED_WITHIN = 60.0  # seconds that a publisher waits for a collector at work in its directory
 
 
 class Published(BaseModel):
@@ -101,28 +83,6 @@ class PulledRelease(BaseModel):
     files: tuple[str, ...]
 
 
-def model_digest(files: Mapping[str, Stored]) -> str:
-    """The model's identity: sha256 over the names and digests of its weights, config and tokenizer files."""
-    names = {name: stored.sha256 for name, stored in files.items()}
-    return hashlib.sha256(json.dumps(names, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def find_version(store: Store, name: str, version: str | None) -> Pointer | None:
-    """The pointer of a version, or of the latest one; None when there is none.
-
-    Raises:
-        InputError: the pointer is no pointer, or another release's.
-    """
-    _check_name(name)
-    if version is not None:
-        _check_name(version)
-    key = _latest_key(name) if version is None else _version_key(name, version)
-    try:
-        return _pointer(store, key, name, version, store.get(key))
-    except MissingKey:
-        return None
-
-
 def publish(
     store: Store,
     name: str,
@@ -137,51 +97,43 @@ def publish(
     Args:
         store: holds the model files already, and takes the release.
         name: the release's name.
-        version: "auto" takes the next free number; or a name.
+        version: "auto" takes the next free number; or a name, which no alias may have.
         model_files: file name in the release → object in `store`.
-        documents: file name → content; reports, provenance.
+        documents: file name → content; reports, provenance. At least one.
         run: who publishes.
         form: format of the model files, for who pulls.
 
     Raises:
-        InputError: the version holds another model; a name cannot be one.
+        InputError: the version holds another model, or this one unsigned; a name cannot be one.
         Unavailable: the store does not keep what it was given.
     """
-    _check_name(name)
-    _check_name(version)
-    _check_files([*model_files, *documents])
+    check_name(name)
+    check_name(version)
+    check_files([*model_files, *documents])
+    _check_no_alias(store, name, version)
     digest = model_digest(model_files)
     there, number = _same_model(store, name, version, digest)
     if there is not None:
+        _check_signed(store, there, documents)
         _move_latest(store, there)
         return _published(store, there, already=True)
-    directory = f"models/{name}/{digest[:12]}"
-    files = {}
-    for file, stored in model_files.items():
-        target = stored.model_copy(update={"key": f"{directory}/{file}"})
-        if not store.verify(target):
-            store.copy(stored.key, target.key)
-            if not store.verify(target):
-                raise Unavailable(f"{store.uri}: {target.key} is not what was written", "Run the same command again.")
-        files[file] = target.model_copy(update={"key": file})
-    for file, content in documents.items():
-        files[file] = _put_named_by_content(store, directory, file, content)
-    manifest = Manifest(
-        name=name, digest=digest, format=form, files={file: _object(stored) for file, stored in files.items()}
-    )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-    stored_manifest = _put_named_by_content(store, directory, MANIFEST, text)
+    manifest, stored_manifest = _lay_out(store, name, digest, model_files, documents, form)
     pointer = Pointer(
         name=name,
         version=version,
         digest=digest,
-        manifest=_object(stored_manifest),
+        manifest=named_object(stored_manifest),
         run=run,
         nonce=secrets.token_hex(16),
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         karikomi=VERSION,
     )
     committed = _commit(store, pointer, number)
+    directory = release_directory(name, digest)
+    files = [*manifest.files.values(), stored_manifest]
+    if committed.nonce == pointer.nonce and any(store.size(f"{directory}/{one.key}") != one.size for one in files):
+        _lay_out(store, name, digest, model_files, documents, form)  # stopped so long that it was collected meanwhile
+    _check_signed(store, committed, documents)
     _move_latest(store, committed)
     return _published(store, committed, already=committed.nonce != pointer.nonce)
 
@@ -192,6 +144,7 @@ def pull(
     version: str | None,
     directory: Path,
     convert: Mapping[str, Callable[[Path], None]] | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
 ) -> PulledRelease:
     """Fetches a release into a new directory; every byte is verified before the directory appears.
 
@@ -201,6 +154,7 @@ def pull(
         version: None for the latest.
         directory: must not exist, or be empty.
         convert: release format → what makes a stock directory of the fetched files, in place.
+        check: looks at the fetched files, before they are converted, and raises what is wrong with them.
 
     Raises:
         InputError: no such release; the directory holds something; a file is not what the manifest says.
@@ -211,8 +165,8 @@ def pull(
     pointer = find_version(store, name, version)
     if pointer is None:
         raise InputError(f"{store.uri}: no release {name}@{version or 'latest'}")
-    root = f"models/{name}/{pointer.digest[:12]}"
-    manifest = _manifest(store, root, pointer)
+    root = release_directory(name, pointer.digest)
+    manifest = read_manifest(store, pointer)
     convert = convert or {}
     if manifest.format not in (STOCK, *convert):
         raise InputError(f"{store.uri}: the format of {name}@{pointer.version}, {manifest.format!r}, is not known here")
@@ -223,6 +177,8 @@ def pull(
             fetched.mkdir()
             for file, stored in {**manifest.files, MANIFEST: pointer.manifest}.items():
                 _fetch(store, f"{root}/{stored.key}", stored, fetched / file)
+            if check:
+                check(fetched, manifest)
             if manifest.format != STOCK:
                 convert[manifest.format](fetched)
             fetched.rename(directory)  # also onto an empty directory
@@ -231,6 +187,80 @@ def pull(
             raise not_written(str(directory), error) from error
         raise InputError(f"{directory}: cannot be written: {error.strerror}", "Give another directory.") from error
     return PulledRelease(name=name, version=pointer.version, digest=pointer.digest, files=tuple(manifest.files))
+
+
+def _lay_out(
+    store: Store,
+    name: str,
+    digest: str,
+    model_files: Mapping[str, Stored],
+    documents: Mapping[str, bytes],
+    form: str,
+) -> tuple[Manifest, Stored]:
+    """Puts every file of a release in its place, each verified; nothing of it is visible yet.
+
+    Documents come first: they are written in any case, so that the directory is young before anything old in it is
+    relied on. Where a collector was at work, they are written again: it may have taken them for old ones.
+
+    Raises:
+        Unavailable: the store does not keep what it was given, or the collector does not come to an end.
+    """
+    directory = release_directory(name, digest)
+    deadline = time.monotonic() + COLLECTED_WITHIN
+    while True:
+        put = {file: _put_named_by_content(store, directory, file, content) for file, content in documents.items()}
+        claim = store.get_tagged(collector_key(name, digest))
+        if claim is None or not collector_at_work(store, claim[0]):
+            break
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"{store.uri}: {collector_key(name, digest)}: leftovers are being removed there",
+                "Run the same command again, later.",
+            )
+        time.sleep(0.5)
+    files = {}
+    for file, stored in model_files.items():
+        target = stored.model_copy(update={"key": f"{directory}/{file}"})
+        if not store.verify(target):
+            store.copy(stored.key, target.key)
+            if not store.verify(target):
+                raise Unavailable(f"{store.uri}: {target.key} is not what was written", "Run the same command again.")
+        files[file] = target.model_copy(update={"key": file})
+    named = {file: named_object(stored) for file, stored in (files | put).items()}
+    manifest = Manifest(name=name, digest=digest, format=form, files=named)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    return manifest, _put_named_by_content(store, directory, MANIFEST, text)
+
+
+def collector_at_work(store: Store, claim: bytes) -> bool:
+    """Whether a collector's claim still holds: it says until when, by the store's clock."""
+    try:
+        return store.clock() < datetime.fromisoformat(json.loads(claim)["until"])
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _check_no_alias(store: Store, name: str, version: str) -> None:
+    """A version and an alias of one name would leave it open which NAME@IT is.
+
+    Raises:
+        InputError: the version is `latest` or an alias.
+    """
+    if version == LATEST or (version != "auto" and store.size(alias_key(name, version)) is not None):
+        raise InputError(f"{store.uri}: {name}@{version} is an alias", "Choose another publish.version.")
+
+
+def _check_signed(store: Store, there: Pointer, documents: Collection[str]) -> None:
+    """Who publishes with a signature and finds the model published without one is told: a release never changes.
+
+    Raises:
+        InputError: the version that is there is unsigned.
+    """
+    if SIGNATURE in documents and SIGNATURE not in read_manifest(store, there).files:
+        raise InputError(
+            f"{store.uri}: {there.name}@{there.version} holds this model already, unsigned (run {there.run})",
+            "Choose another publish.version to publish it signed; its files are kept once.",
+        )
 
 
 def _same_model(store: Store, name: str, version: str, digest: str) -> tuple[Pointer | None, int]:
@@ -258,7 +288,7 @@ def _commit(store: Store, pointer: Pointer, first: int) -> Pointer:
     numbers = map(str, itertools.count(first)) if pointer.version == "auto" else [pointer.version]
     for number in numbers:
         mine = pointer.model_copy(update={"version": number})
-        key = _version_key(pointer.name, number)
+        key = version_key(pointer.name, number)
         if store.create(key, mine.model_dump_json(indent=1).encode()):
             return mine
         there = find_version(store, pointer.name, number)
@@ -275,10 +305,10 @@ def _commit(store: Store, pointer: Pointer, first: int) -> Pointer:
 
 def _move_latest(store: Store, pointer: Pointer) -> None:
     """Moves `latest` by compare-and-swap, only ever forward."""
-    key = _latest_key(pointer.name)
+    key = latest_key(pointer.name)
     for _ in range(SWAP_TRIES):
         found = store.get_tagged(key)
-        if found is not None and not _is_later(pointer, _pointer(store, key, pointer.name, None, found[0])):
+        if found is not None and not _is_later(pointer, read_pointer(store, key, pointer.name, None, found[0])):
             return
         if store.swap(key, pointer.model_dump_json(indent=1).encode(), found[1] if found else None):
             return
@@ -300,7 +330,7 @@ def _taken(store: Store, pointer: Pointer) -> InputError:
 
 
 def _published(store: Store, pointer: Pointer, already: bool) -> Published:
-    uri = f"{store.uri}/models/{pointer.name}/{pointer.digest[:12]}"
+    uri = f"{store.uri}/{release_directory(pointer.name, pointer.digest)}"
     return Published(name=pointer.name, version=pointer.version, digest=pointer.digest, uri=uri, already=already)
 
 
@@ -312,95 +342,6 @@ def _put_named_by_content(store: Store, directory: str, file: str, content: byte
     if not store.verify(stored):
         raise Unavailable(f"{store.uri}: {directory}/{key} is not what was written", "Run the same command again.")
     return stored.model_copy(update={"key": key})
-
-
-def _latest_key(name: str) -> str:
-    return f"models/{name}/latest.json"
-
-
-def _version_key(name: str, version: str) -> str:
-    return f"models/{name}/versions/{version}.json"
-
-
-def _pointer(store: Store, key: str, name: str, version: str | None, text: bytes) -> Pointer:
-    """The pointer in an object, if it is the one that belongs there."""
-    if len(text) > LARGEST_POINTER:
-        raise InputError(f"{store.uri}: {key} is no version pointer: {len(text)} bytes is too large")
-    try:
-        pointer = Pointer.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"{store.uri}: {key} is no version pointer: {error}") from error
-    if pointer.name != name or version not in (None, pointer.version):
-        raise InputError(f"{store.uri}: {key} is the pointer of {pointer.name}@{pointer.version}; it was put there")
-    _check_name(pointer.version)
-    return pointer
-
-
-def _manifest(store: Store, root: str, pointer: Pointer) -> Manifest:
-    """The manifest that a pointer names, and that holds the model that it names.
-
-    Raises:
-        InputError: it is gone, was changed, or is of another model.
-    """
-    which = f"{store.uri}: the manifest of {pointer.name}@{pointer.version}"
-    key, size = f"{root}/{_plain(pointer.manifest.key)}", pointer.manifest.size
-    if size > LARGEST_MANIFEST:
-        raise InputError(f"{which} is too large: {size} bytes")
-    found = store.size(key)
-    if found is None:
-        raise InputError(f"{which} is gone")
-    text = store.get(key) if found == size else b""
-    if hashlib.sha256(text).hexdigest() != pointer.manifest.sha256:
-        raise InputError(f"{which} was changed after it was published")
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"{which} cannot be read: {error}", "Another version of karikomi wrote it.") from error
-    _check_files(manifest.files)
-    for stored in manifest.files.values():
-        _plain(stored.key)
-    model = {file: stored for file, stored in manifest.files.items() if stored.key == file}  # documents: other names
-    if manifest.name != pointer.name or not manifest.digest == pointer.digest == model_digest(model):
-        raise InputError(f"{which} is of another model than the version names")
-    return manifest
-
-
-def _object(stored: Stored) -> Object:
-    return Object(**stored.model_dump())
-
-
-def _check_name(name: str) -> None:
-    """Names and versions become parts of keys.
-
-    Raises:
-        InputError: it cannot be one.
-    """
-    if not re.fullmatch(VERSION_NAME, name):
-        raise InputError(f"{name!r} names no release or version", "Letters, digits, '.', '_' and '-', at most 63.")
-
-
-def _check_files(names: Collection[str]) -> None:
-    """Files of a release: plain names, no two of which would be one file, on any file system.
-
-    Raises:
-        InputError: they are not.
-    """
-    seen = {MANIFEST.casefold()}
-    for name in names:
-        if _plain(name).casefold() in seen:
-            raise InputError(f"the release has two files {name!r}")
-        seen.add(name.casefold())
-
-
-def _plain(file: str) -> str:
-    """A file name that is plain on every file system: no way out, nothing hidden, no device of Windows.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not re.fullmatch(FILE_NAME, file) or file.endswith(".") or PureWindowsPath(file).is_reserved():
-        raise InputError(f"the release names a file {file!r}; only plain file names are taken")
-    return file
 
 
 def _fetch(store: Store, key: str, stored: Stored, path: Path) -> None:

@@ -17,6 +17,11 @@ class Publish(Strict):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="auto takes the next free number; a name of your own must not be taken by another model.",
     )
+    sign_with: str | None = Field(
+        None,
+        min_length=1,
+        description="PEM file of a private elliptic-curve key, on the driver's machine; its content is kept nowhere.",
+    )
 
 
 class RunSettings(BaseModel):

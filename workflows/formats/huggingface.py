@@ -14,7 +14,7 @@ from cluster.storage import Stored, open_store
 from workflows.formats import compact
 from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint, header
 from workflows.models.state import ModelState
-from workflows.publishing import model_digest
+from workflows.release import model_digest
 from workflows.reports.report import Size
 
 OUTER_FILE = "model-outer.safetensors"

@@ -1,21 +1,28 @@
-"""The documents of a release: the report in three forms, and where the model came from."""
+"""The documents of a release: the report in three forms, where the model came from, and the signature."""
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from cluster.hardware.profiles import load_profile
+from cluster.storage import Store
 from cluster.version import VERSION
+from workflows.bill_of_materials import BOM, bill_of_materials
 from workflows.evaluation.cost import Throughput, cost
 from workflows.evaluation.latency import PairedTiming
 from workflows.evaluation.quality import Quality
 from workflows.formats.huggingface import Formatted, dense_size
 from workflows.models.source import Source
 from workflows.models.state import ModelState
+from workflows.provenance import PROVENANCE, find_origin, provenance
 from workflows.recipe import Recipe
+from workflows.release import MANIFEST
 from workflows.reports.page import render_page
 from workflows.reports.report import Measured, Report, StageHistory
 from workflows.reports.tidy import render_parquet
 from workflows.settings import RunSettings
+from workflows.signing import SIGNATURE, PrivateKey
 
 
 def make_report(
@@ -72,20 +79,33 @@ def throughput(prefill: PairedTiming, decode: PairedTiming, model: str) -> Throu
 
 
 def documents(report: Report) -> dict[str, bytes]:
-    """File name in the release → content."""
-    provenance = {
-        "run": report.run,
-        "model": report.model,
-        "source_digest": report.source_digest,
-        "model_digest": report.model_digest,
-        "recipe": report.recipe,
-        "karikomi": report.karikomi,
-        "machine": report.measured.machine,
-        "created": report.created,
-    }
+    """The report: file name in the release → content."""
     return {
         "REPORT.json": (report.model_dump_json(indent=1) + "\n").encode(),
         "REPORT.parquet": render_parquet(report),
         "REPORT.html": render_page(report),
-        "PROVENANCE.json": (json.dumps(provenance, indent=1) + "\n").encode(),
     }
+
+
+def release_documents(
+    store: Store, recipe: Recipe, settings: RunSettings, source: Source, release: Formatted, report: Report
+) -> dict[str, bytes]:
+    """Everything that a release holds beside the model: file name → content.
+
+    Raises:
+        InputError: the key to sign with cannot be used.
+    """
+    made = documents(report)
+    origin = find_origin(store, recipe, settings, source, report)
+    made[PROVENANCE] = as_json(provenance(origin, report, release, made))
+    made[BOM] = as_json(bill_of_materials(origin, report, release))
+    if settings.publish.sign_with:
+        digests = {file: stored.sha256 for file, stored in release.files.items()}
+        key = PrivateKey(Path(settings.publish.sign_with))
+        made[SIGNATURE] = key.sign(settings.name, digests, [*made, MANIFEST])
+    return made
+
+
+def as_json(value: dict[str, Any]) -> bytes:
+    """A document as text."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
