@@ -1,5 +1,6 @@
 """The job file: a recipe and who it is for. Read strictly; imports neither torch nor ray."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from yaml.events import AliasEvent
 
 from cluster.errors import InputError
 from cluster.spec import ClusterSpec
+from jobs.notice import Notice
 from workflows.evaluation.cost import Traffic
 from workflows.recipe import Name, Recipe
 from workflows.settings import Publish, RunSettings
@@ -27,6 +29,7 @@ class Job(Recipe):
     traffic: Traffic = Field(Traffic(), description="What the model serves; decides what a speed-up is worth.")
     cluster: ClusterSpec = Field(ClusterSpec(), description="Where and how wide the work runs.")
     publish: Publish = Field(description="Where the release goes.")
+    notify: tuple[Notice, ...] = Field((), max_length=16, description="Webhooks that are told how the run ended.")
 
     @property
     def recipe(self) -> Recipe:
@@ -48,7 +51,7 @@ class Job(Recipe):
     @property
     def run(self) -> str:
         """The run's name: the same job file always means the same run, whatever cluster it goes to."""
-        what = self.model_dump(mode="json", exclude={"cluster", "hardware", "traffic"})
+        what = self.model_dump(mode="json", exclude={"cluster", "hardware", "traffic", "notify"})
         return f"{self.name}-{digest(what)[:12]}"
 
 
@@ -79,7 +82,7 @@ def parse_job(text: str, origin: str) -> Job:
 
 
 def dump_job(job: Job) -> bytes:
-    """A job file that `parse_job` reads as this very job."""
+    """A job file that `parse_job` reads as this very job; a webhook's URL is no longer in it."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
 
 
@@ -95,7 +98,15 @@ def load_yaml(text: str, origin: str) -> Any:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would let the last one win."""
+    """A safe loader that refuses a key given twice, which YAML would let the last one win.
+
+    As in YAML 1.2 only true and false are truth values: `on` is a field's name, `no` may be a language.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - so declared by PyYAML
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Builds a mapping after looking for doubled keys."""
@@ -110,6 +121,11 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def explain(error: ValidationError, origin: str) -> str:
     """One line per wrong field: its path, what is wrong, what was given."""
     lines = []
@@ -118,6 +134,8 @@ def explain(error: ValidationError, origin: str) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1]))}"
+        elif problem["loc"][:1] == ("notify",):
+            pass  # what was given may be a secret
         elif problem["type"] != "missing" and isinstance(problem["input"], str | int | float):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{origin}: {field}: {message}")
