@@ -52,7 +52,8 @@ def call_each(
                 raise Cancelled("stopped")
             done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_AGAIN)
             ray.get(done)
-            on_done(len(tasks) - len(waiting), len(tasks))
+            if done:
+                on_done(len(tasks) - len(waiting), len(tasks))
         return ray.get(tasks)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, KarikomiError) else error from error

@@ -26,6 +26,7 @@ from jobs.records import Attempt, Run, attempt_numbers, read_run
 
 READERS = 16  # requests to the store at once
 RUN = ("tenant", "name", "run")
+CODES = (0, 1, 2, 3, 75, 130)  # exit codes of the contract
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,16 @@ def _sums(observed: list[Observed], now: datetime) -> Iterator[Metric]:
         "karikomi_attempts_ended", "Attempts that ended, by exit code.", labels=("tenant", "code")
     )
     codes = Counter(
-        (one.labels[0], str(attempt.ended.code)) for one in observed for attempt in one.run.attempts if attempt.ended
+        (one.labels[0], attempt.ended.code) for one in observed for attempt in one.run.attempts if attempt.ended
     )
-    for (tenant, code), count in sorted(codes.items()):
-        ends.add_metric([tenant, code], count)
+    tenants = sorted({one.labels[0] for one in observed})
+    for tenant in tenants:  # zeros too: Prometheus sees no increase in a series that begins with its first failure
+        for code in sorted({*CODES, *(code for whose, code in codes if whose == tenant)}):
+            ends.add_metric([tenant, str(code)], codes[tenant, code])
     yield ends
     cpu = CounterMetricFamily("karikomi_tenant_cpu_seconds", "CPU-seconds held by steps.", labels=("tenant",))
     gpu = CounterMetricFamily("karikomi_tenant_gpu_seconds", "GPU-seconds held by steps.", labels=("tenant",))
-    for tenant in sorted({one.labels[0] for one in observed}):
+    for tenant in tenants:
         usages = [one.run.usage for one in observed if one.labels[0] == tenant]
         cpu.add_metric([tenant], sum(one.cpu_seconds for one in usages))
         gpu.add_metric([tenant], sum(one.gpu_seconds for one in usages))

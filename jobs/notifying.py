@@ -18,10 +18,10 @@ from pydantic import SecretStr, ValidationError
 
 from cluster.errors import KarikomiError
 from cluster.storage import Store
-from jobs.job import Job
+from jobs.job import Job, parse_job
 from jobs.messages import EVENTS, Message, as_json, as_slack, message
 from jobs.notice import NOT_KEPT, Notice, Told
-from jobs.records import Ended, Record, Started, attempt_numbers
+from jobs.records import Ended, Record, Started, attempt_numbers, read_run
 from jobs.redacting import hold_back
 from jobs.webhooks import NotDelivered, Patience, send, signed
 from workflows.publishing import Manifest, find_version
@@ -68,6 +68,22 @@ def tell(
     except Exception as error:
         log.warning("nobody was told", run=job.run, error=f"{type(error).__name__}: {error}")
         return ()
+
+
+def tell_for(store: Store, run: str) -> tuple[Delivery, ...]:
+    """Tells of a run whose driver no longer could: who found it lost and recorded that, calls this once.
+
+    The receivers are those of the kept job; their variables must be set where this is called. Never raises.
+    """
+    try:
+        found = read_run(store, run)
+        if found is None or found.last.ended is None:
+            return ()
+        job = parse_job(store.get(f"runs/{run}/job.yaml").decode(), f"the job of run {run}")
+    except (KarikomiError, UnicodeDecodeError) as error:
+        log.warning("nobody was told", run=run, error=str(error))
+        return ()
+    return tell(job, store, found.last.started, found.last.ended)
 
 
 def get_ready(job: Job) -> None:

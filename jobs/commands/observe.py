@@ -31,8 +31,10 @@ def metrics(
     from cluster.errors import InputError
     from cluster.storage import open_store
     from jobs.exporting import serve, write_whole
+    from jobs.logs import configure
     from jobs.metrics import exposition
 
+    configure("console")
     if to is not None and listen is not None:
         raise InputError("--to and --listen exclude each other", "Give one of them.")
     source = open_store(store)

@@ -16,8 +16,8 @@ from cluster.storage import open_store
 from jobs.job import dump_job, parse_job
 from jobs.messages import as_slack, message
 from jobs.notice import checked_url
-from jobs.notifying import read_notified, tell
-from jobs.records import Ended, claim
+from jobs.notifying import read_notified, tell, tell_for
+from jobs.records import Ended, claim, note_end
 from jobs.running import AttemptLog
 from jobs.webhooks import Patience
 from workflows.events import StepEnded
@@ -215,6 +215,19 @@ def test_a_lost_attempt_is_told_when_nobody_will_try_again(place, receiver, monk
     assert tell(job, place, attempt(place, job), ended("lost", 75), QUICK) == ()
     monkeypatch.setenv("KARIKOMI_RETRIES_LEFT", "0")
     assert len(tell(job, place, attempt(place, job), ended("lost", 75), QUICK)) == 1
+
+
+def test_who_finds_a_run_lost_tells_for_its_driver(place, receiver, monkeypatch):
+    monkeypatch.setenv("TEAM_HOOK", receiver.url)
+    job = job_for(place, {"url_from": "TEAM_HOOK"})
+    started = attempt(place, job)
+    assert tell_for(place, job.run) == (), "it has not ended"
+    note_end(place, started, ended("lost", 75, sentence="the driver was killed"))
+    assert [one.delivered for one in tell_for(place, job.run)] == [True]
+    assert tell_for(place, job.run) == ()
+    assert [one["sentence"] for one in receiver.bodies] == ["the driver was killed"]
+    place.put(f"runs/{job.run}/job.yaml", b"\xff")
+    assert tell_for(place, job.run) == tell_for(place, "no-such-run") == ()
 
 
 def test_a_release_is_told_once_a_failure_every_time(place, receiver):
