@@ -60,7 +60,8 @@ def call_each(
                 raise Cancelled("stopped")
             done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_AGAIN)
             ray.get(done)
-            on_done(len(tasks) - len(waiting), len(tasks))
+            if done:
+                on_done(len(tasks) - len(waiting), len(tasks))
             now = time.monotonic()
             moved = now if done else moved
             roomy = now if done or _fits(bundle) else roomy

@@ -68,7 +68,15 @@ def _bounded(text: str, origin: str) -> None:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A safe loader that refuses what YAML reads in another way than people do."""
+    """A safe loader that refuses what YAML reads in another way than people do.
+
+    As in YAML 1.2 only true and false are truth values: `on` is a field's name, `no` may be a language.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - so declared by PyYAML
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Builds a mapping after looking for doubled keys, of which YAML would let the last one win."""
@@ -95,3 +103,7 @@ class PlainLoader(yaml.SafeLoader):
 
 for _kind in ("int", "float"):
     PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", PlainLoader.decimal)
+
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)

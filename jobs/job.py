@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from cluster.errors import InputError
 from cluster.spec import ClusterSpec
 from cluster.yaml_files import load_yaml, read_text
+from jobs.notice import Notice
 from workflows.evaluation.cost import Traffic
 from workflows.recipe import Name, Recipe
 from workflows.settings import Publish, RunSettings
@@ -24,6 +25,7 @@ class Job(Recipe):
     traffic: Traffic = Field(Traffic(), description="What the model serves; decides what a speed-up is worth.")
     cluster: ClusterSpec = Field(ClusterSpec(), description="Where and how wide the work runs.")
     publish: Publish = Field(description="Where the release goes.")
+    notify: tuple[Notice, ...] = Field((), max_length=16, description="Webhooks that are told how the run ended.")
 
     @property
     def recipe(self) -> Recipe:
@@ -45,7 +47,7 @@ class Job(Recipe):
     @property
     def run(self) -> str:
         """The run's name: the same job always means the same run, whatever cluster it goes to and whoever signs."""
-        beside: Any = {"cluster": True, "hardware": True, "traffic": True, "publish": {"sign_with"}}
+        beside: Any = {"cluster": True, "hardware": True, "traffic": True, "notify": True, "publish": {"sign_with"}}
         what = self.model_dump(mode="json", exclude=beside)
         return f"{self.name}-{digest(what)[:12]}"
 
@@ -71,7 +73,7 @@ def parse_job(text: str, origin: str) -> Job:
 
 
 def dump_job(job: Job) -> bytes:
-    """A job file that `parse_job` reads as this very job."""
+    """A job file that `parse_job` reads as this very job; a webhook's URL is no longer in it."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
 
 
@@ -83,6 +85,8 @@ def explain(error: ValidationError, origin: str) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1]))}"
+        elif problem["loc"][:1] == ("notify",):
+            pass  # what was given may be a secret
         elif problem["type"] != "missing" and isinstance(problem["input"], str | int | float):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{origin}: {field}: {message}")

@@ -14,8 +14,11 @@ import structlog
 
 from cluster.errors import Cancelled, GateNotMet, InputError, KarikomiError, Unavailable
 from cluster.storage import Store, open_store
+from jobs import logs
 from jobs.job import Job, dump_job
+from jobs.measures import Measures, beginning, note_measures
 from jobs.metering import Meter
+from jobs.notifying import get_ready, tell
 from jobs.records import (
     HEARTBEAT_SECONDS,
     Ended,
@@ -26,8 +29,10 @@ from jobs.records import (
     note_end,
     note_progress,
 )
+from jobs.redacting import redact
 from workflows.compress import Outcome, compress
 from workflows.events import Advanced, Event, GateJudged, Listener, StepEnded, StepStarted
+from workflows.reports.summary import verdict
 
 log = structlog.get_logger()
 RESULTS: dict[type[BaseException], Result] = {
@@ -63,9 +68,10 @@ def carry_out(
         attempt(event)
         listener(event)
 
-    with attempt.alive():
+    name = started.attempt if started else ""
+    with logs.bound(job.run, job.tenant, name), attempt.alive():
         outcome = compress(job.recipe, job.settings, both, stop)
-        attempt.ended(ending_of(outcome))
+        attempt.ended(ending_of(outcome), outcome)
     return outcome
 
 
@@ -80,7 +86,10 @@ class AttemptLog:
         self.store = store
         self.started = started
         self.meter = Meter(job)
+        get_ready(job)
         self.progress = Progress(at=datetime.now(UTC), stages=len(job.recipe.stages))
+        self.measures = beginning()
+        self._told: Measures | None = None  # the measures that the store has
         self.events: list[str] = []
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -88,6 +97,7 @@ class AttemptLog:
     def __call__(self, event: Event) -> None:
         """Takes one event in."""
         self.meter(event)
+        logs.bind_place(event)
         now = datetime.now(UTC)
         with self._lock:
             changes: dict[str, object] = {}
@@ -98,6 +108,7 @@ class AttemptLog:
             elif isinstance(event, GateJudged):
                 changes = {"gate": event.sentence}
             self.progress = self.progress.model_copy(update=changes)
+            self.measures = self.measures.after(event)
             fields = {"at": now.isoformat(timespec="milliseconds"), "event": type(event).__name__} | asdict(event)
             self.events.append(json.dumps(fields))
         if self.started is None and isinstance(event, StepEnded):
@@ -105,6 +116,7 @@ class AttemptLog:
                 self.store, self.job.run, self.job.tenant, self.job.name, asked_by(), self.job.cluster.address,
                 dump_job(self.job),
             )  # fmt: skip
+            logs.bind_attempt(self.started.attempt)
             self._beat()
 
     @contextmanager
@@ -121,13 +133,20 @@ class AttemptLog:
             self._over.set()
             thread.join()
 
-    def ended(self, ending: Ended) -> None:
-        """Writes the end down, if there was a beginning."""
+    def ended(self, ending: Ended, outcome: Outcome | None = None) -> None:
+        """Writes the end down, if there was a beginning, and tells who wants to know."""
         self._over.set()
+        ending = ending.model_copy(update={"usage": self.meter.usage()})
+        if outcome is not None and outcome.report is not None:
+            dense, compressed = outcome.report.dense_size, outcome.report.compressed_size
+            self.measures = self.measures.of_release(dense.weight_bytes, compressed.weight_bytes)
         if self.started is not None:
             with tolerant(self.started.attempt):
                 self._write_events()
-                note_end(self.store, self.started, ending.model_copy(update={"usage": self.meter.usage()}))
+                note_measures(self.store, self.started, self.measures)
+                note_end(self.store, self.started, ending)
+        log.info("ended", result=ending.result, code=ending.code, sentence=ending.sentence, **ending.usage.model_dump())
+        tell(self.job, self.store, self.started, ending)
 
     def _keep_beating(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
@@ -138,8 +157,12 @@ class AttemptLog:
             return
         with self._lock:
             now = self.progress.model_copy(update={"at": datetime.now(UTC), "usage": self.meter.usage()})
+            measures, told = self.measures, self._told
         with tolerant(self.started.attempt):
             note_progress(self.store, self.started, now)
+            if measures is not told:
+                note_measures(self.store, self.started, measures)
+                self._told = measures
 
     def _write_events(self) -> None:
         assert self.started is not None
@@ -155,8 +178,8 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         code = (
             what.exit_code if isinstance(what, KarikomiError) else Cancelled.exit_code if result == "cancelled" else 1
         )
-        message = what.message if isinstance(what, KarikomiError) else f"{type(what).__name__}: {what}"
-        hint = what.hint if isinstance(what, KarikomiError) else ""
+        message = redact(what.message if isinstance(what, KarikomiError) else f"{type(what).__name__}: {what}")
+        hint = redact(what.hint) if isinstance(what, KarikomiError) else ""
         return Ended(at=datetime.now(UTC), code=code, result=result, sentence=message, hint=hint)
     last = what.history[-1].verdict.sentence
     if what.published is None:
@@ -165,7 +188,7 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         at=datetime.now(UTC),
         code=0 if what.complete else GateNotMet.exit_code,
         result="done" if what.complete else "rolled back",
-        sentence=last,
+        sentence=verdict(what.report) if what.report else last,
         release=f"{what.published.name}@{what.published.version}",
         digest=what.published.digest,
     )

@@ -174,7 +174,9 @@ class Run:
                     state = self.tune(number, state, windows, stage, steps)
                     tuned = final = self.quality(state, windows, number)
                     verdict = judge(dense_quality, final, self.recipe.gates, self.recipe.seed)
-        self.journal.listener(GateJudged(number, verdict.passed, verdict.sentence))
+        self.journal.listener(
+            GateJudged(number, verdict.passed, verdict.sentence, verdict.increase, verdict.worst_increase)
+        )
         return state, StageHistory(
             stage=number,
             sparsity=stage.sparsity,

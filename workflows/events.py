@@ -35,11 +35,17 @@ class Advanced:
 
 @dataclass(frozen=True)
 class GateJudged:
-    """A stage was held against its gates; `sentence` says how it went."""
+    """A stage was held against its gates; `sentence` says how it went.
+
+    Increases of perplexity over the dense model, over all data and on the worst slice, are shares; None when the model
+    is broken.
+    """
 
     stage: int
     passed: bool
     sentence: str
+    increase: float | None = None
+    worst_increase: float | None = None
 
 
 Event = StepStarted | StepEnded | Advanced | GateJudged
