@@ -40,7 +40,10 @@ def only(file: str, kind: str) -> dict:
 
 
 def ray_specs() -> list[dict]:
-    return [cluster_of(only("kuberay/raycluster.yaml", "RayCluster")), cluster_of(only("kuberay/rayjob.yaml", "RayJob"))]
+    return [
+        cluster_of(only("kuberay/raycluster.yaml", "RayCluster")),
+        cluster_of(only("kuberay/rayjob.yaml", "RayJob")),
+    ]
 
 
 @pytest.mark.parametrize("file", MANIFESTS)
@@ -414,7 +417,9 @@ def test_a_stop_is_waited_for_and_not_followed_by_another_attempt(tmp_path):
     """Ray sends the signal to the whole group: the run drains, and its exit code is what counts."""
     ready = tmp_path / "ready"
     script = f"trap 'sleep 0.5; echo drained > {ready}; exit 75' TERM; touch {ready}; while true; do sleep 0.05; done"
-    process = subprocess.Popen([AGAIN, "bash", "-c", script], start_new_session=True, env=os.environ | {"LOST_WAIT": "0"})
+    process = subprocess.Popen(
+        [AGAIN, "bash", "-c", script], start_new_session=True, env=os.environ | {"LOST_WAIT": "0"}
+    )
     try:
         deadline = time.monotonic() + 60
         while not ready.exists():
