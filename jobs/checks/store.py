@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -53,7 +54,9 @@ def store(uri: str) -> list[Finding]:
             with suppress(KarikomiError):
                 place.delete(f"{folder}/{key}")
         if isinstance(place, DirectoryStore):
-            shutil.rmtree(place.root / folder, ignore_errors=True)  # the directory itself, and the lock of the swap
+            shutil.rmtree(
+                Path(place.uri) / folder, ignore_errors=True
+            )  # the directory itself, and the lock of the swap
     return findings
 
 
