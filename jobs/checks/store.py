@@ -56,7 +56,7 @@ def store(uri: str) -> list[Finding]:
         if isinstance(place, DirectoryStore):
             shutil.rmtree(
                 Path(place.uri) / folder, ignore_errors=True
-            )  # the directory itself, and the lock of the swap
+            )  # with the lock of the swap
     return findings
 
 
