@@ -1,0 +1,1 @@
+"""What `karikomi doctor` looks at: small functions, each of which gives findings and breaks nothing."""
