@@ -14,11 +14,13 @@ import structlog
 
 from cluster.errors import Cancelled, GateNotMet, InputError, KarikomiError, Unavailable
 from cluster.storage import Store, open_store
+from jobs import ledger
 from jobs.job import Job, dump_job
 from jobs.metering import Meter
 from jobs.records import (
     HEARTBEAT_SECONDS,
     Ended,
+    Figures,
     Progress,
     Result,
     Started,
@@ -105,6 +107,7 @@ class AttemptLog:
                 self.store, self.job.run, self.job.tenant, self.job.name, asked_by(), self.job.cluster.address,
                 dump_job(self.job),
             )  # fmt: skip
+            self._open_account()
             self._beat()
 
     @contextmanager
@@ -112,6 +115,7 @@ class AttemptLog:
         """Beats while the block goes on, and records the error that ends it."""
         thread = threading.Thread(target=self._keep_beating, daemon=True, name="heartbeat")
         thread.start()
+        self._open_account()
         try:
             yield
         except BaseException as error:
@@ -128,6 +132,12 @@ class AttemptLog:
             with tolerant(self.started.attempt):
                 self._write_events()
                 note_end(self.store, self.started, ending.model_copy(update={"usage": self.meter.usage()}))
+                ledger.write_row(self.store, self.started.run)
+
+    def _open_account(self) -> None:
+        if self.started is not None:
+            with tolerant(self.started.attempt):
+                ledger.open_account(self.store, self.job, self.started)
 
     def _keep_beating(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
@@ -159,8 +169,11 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         hint = what.hint if isinstance(what, KarikomiError) else ""
         return Ended(at=datetime.now(UTC), code=code, result=result, sentence=message, hint=hint)
     last = what.history[-1].verdict.sentence
+    figures = figures_of(what)
     if what.published is None:
-        return Ended(at=datetime.now(UTC), code=GateNotMet.exit_code, result="gate not met", sentence=last)
+        return Ended(
+            at=datetime.now(UTC), code=GateNotMet.exit_code, result="gate not met", sentence=last, figures=figures
+        )
     return Ended(
         at=datetime.now(UTC),
         code=0 if what.complete else GateNotMet.exit_code,
@@ -168,6 +181,19 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         sentence=last,
         release=f"{what.published.name}@{what.published.version}",
         digest=what.published.digest,
+        figures=figures,
+    )
+
+
+def figures_of(outcome: Outcome) -> Figures:
+    """The numbers of the last stage that met its gates; of the failed one when none did."""
+    passed = [one for one in outcome.history if one.verdict.passed]
+    judged = (passed or outcome.history)[-1].verdict
+    return Figures(
+        stages=len(passed),
+        sparsity=passed[-1].sparsity if passed else 0.0,
+        perplexity_increase=judged.increase,
+        worst_slice_increase=judged.worst_increase,
     )
 
 
