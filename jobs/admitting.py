@@ -1,13 +1,14 @@
-"""Whether a tenant's job may be submitted, and with what: its rules applied, one after the other. Pure but for paths."""
+"""Whether a tenant's job may be submitted, and with what: its rules, one after the other."""
 
 from cluster.credentials import VARIABLE as CREDENTIALS
 from cluster.errors import InputError
+from cluster.hardware.profiles import is_file
 from jobs.admission import Admission
 from jobs.job import Job
 from jobs.metering import most_held
 from jobs.prefixes import check, within
 from jobs.pricing import VARIABLE as ACCOUNT
-from jobs.pricing import account_for
+from jobs.pricing import account_for, money
 from jobs.tenants import Tenant, Tenants, tenant_of
 
 
@@ -31,6 +32,7 @@ def admit(job: Job, tenants: Tenants | None, by: str, spent: float, estimated: f
     tenant = tenant_of(tenants, job.tenant, by)
     check(job, tenant.prefixes, job.tenant)
     check_store(job, tenant)
+    check_price(job, tenant)
     admitted = with_gates(job, tenant)
     resources, quota = quota_of(job, tenant)
     budget = budget_of(job, tenant, spent, estimated)
@@ -52,6 +54,19 @@ def check_store(job: Job, tenant: Tenant) -> None:
     if not (within(job.publish.to, tenant.store) and within(tenant.store, job.publish.to)):
         raise InputError(
             f"publish.to: {job.publish.to} is not tenant {job.tenant}'s store", f"Write publish: {{to: {tenant.store}}}"
+        )
+
+
+def check_price(job: Job, tenant: Tenant) -> None:
+    """Under a budget the price is not the job's to say.
+
+    Raises:
+        InputError: it brings a hardware profile of its own.
+    """
+    if tenant.monthly_budget_usd is not None and is_file(job.hardware):
+        raise InputError(
+            f"hardware: {job.hardware} is a file of one's own, and tenant {job.tenant} has a budget",
+            "Name a shipped profile; `prices` of the tenants file may give it another price.",
         )
 
 
@@ -83,19 +98,17 @@ def quota_of(job: Job, tenant: Tenant) -> tuple[dict[str, float], str]:
         InputError: more than there will ever be.
     """
     cpus, gpus = most_held(job)
-    kind, asked = ("gpus", gpus) if gpus else ("cpus", cpus)
+    kind, what, asked = ("gpus", "GPU", gpus) if gpus else ("cpus", "CPU", cpus)
     if kind not in (quotas := tenant.quotas(job.tenant)):
-        return {}, f"Holds {asked} {kind[:-1].upper()}s at most; tenant {job.tenant} has no quota of them."
+        return {}, f"Holds {asked} {what}s at most; tenant {job.tenant} has no quota of them."
     resource, quota = quotas[kind]
     if asked > quota:
-        fields = (
-            "cluster.workers, cluster.gpus_per_worker, tune.ranks" if gpus else "cluster.workers, tune.ranks, threads"
-        )
+        fields = "cluster.workers, tune.ranks, " + ("cluster.gpus_per_worker" if gpus else "threads")
         raise InputError(
-            f"tenant {job.tenant}: the run holds {asked} {kind[:-1].upper()}s at once, the quota is {quota:g}",
+            f"tenant {job.tenant}: the run holds {asked} {what}s at once, the quota is {quota:g}",
             f"Ask for less: {fields}.",
         )
-    sentence = f"Holds {asked} of tenant {job.tenant}'s {quota:g} {kind[:-1].upper()}s ({resource}); waits while they are taken."
+    sentence = f"Holds {asked} of tenant {job.tenant}'s {quota:g} {what}s ({resource}); waits while they are taken."
     return {resource: float(asked)}, sentence
 
 
@@ -107,21 +120,16 @@ def budget_of(job: Job, tenant: Tenant, spent: float, estimated: float) -> tuple
     """
     budget = tenant.monthly_budget_usd
     if budget is None:
-        return (f"Tenant {job.tenant} has spent ${spent:,.2f} this month; it has no budget.",)
-    if job.hardware.endswith((".yaml", ".yml")):
-        raise InputError(
-            f"hardware: {job.hardware} is a file of one's own; under a budget the price is not the job's to say",
-            "Name a shipped profile; `prices` of the tenants file may give it another price.",
-        )
+        return (f"Tenant {job.tenant} has spent {money(spent)} this month; it has no budget.",)
     if spent + estimated > budget:
         raise InputError(
-            f"tenant {job.tenant}: over budget: ${spent:,.2f} of ${budget:,.2f} is spent or promised this month, "
-            f"the run is estimated at ${estimated:,.2f}, ${max(budget - spent, 0):,.2f} is left",
+            f"tenant {job.tenant}: over budget: {money(spent)} of {money(budget)} is spent or promised this month, "
+            f"the run is estimated at {money(estimated)}, {money(max(budget - spent, 0))} is left",
             "Wait for next month, make the job smaller, or ask who keeps the tenants file.",
         )
     sentences = [
-        f"Tenant {job.tenant} has ${budget - spent:,.2f} left of ${budget:,.2f} this month (${spent:,.2f} is spent or "
-        f"promised); after this run about ${budget - spent - estimated:,.2f}."
+        f"Tenant {job.tenant} has {money(budget - spent)} left of {money(budget)} this month ({money(spent)} is spent "
+        f"or promised); after this run about {money(budget - spent - estimated)}."
     ]
     if tenant.store is None:
         sentences.append(

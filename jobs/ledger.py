@@ -139,7 +139,7 @@ def read_ledger(
     tenants = [tenant] if tenant else [one.removeprefix("tenant=") for one in store.folders("ledger/")]
     keys = [(one, key) for one in tenants for key in _keys(store, one, month)]
     with ThreadPoolExecutor(READERS) as pool:
-        rows = list(pool.map(lambda place: _read(store, *place, now), keys))
+        rows = list(pool.map(lambda place: _read(store, place[0], place[1], now), keys))
     return pa.Table.from_pylist(rows, schema=WHOLE)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from jobs.admitting import admit
 from jobs.estimating import let_in
 from jobs.job import Job
+from jobs.pricing import money
 from jobs.running import asked_by
 from jobs.tenants import load_tenants
 from workflows.compress import CACHE, compress
@@ -62,7 +63,7 @@ def sentences(job: Job) -> Iterator[str]:
     )
     usage = expected.usage
     yield (
-        f"Estimate: ${expected.usd:,.2f} for {usage.cpu_seconds / 3600:,.2f} CPU-hours and "
+        f"Estimate: {money(expected.usd)} for {usage.cpu_seconds / 3600:,.2f} CPU-hours and "
         f"{usage.gpu_seconds / 3600:,.2f} GPU-hours, {expected.basis}."
     )
     yield from admission.sentences

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from cluster.errors import InputError
+from cluster.hardware.profiles import is_file
 from jobs.job import Job
 from workflows.models.source import HUB_ID
 
@@ -54,6 +55,8 @@ def addresses(job: Job) -> Iterator[tuple[str, str]]:
         source = getattr(job.data, role).source
         if not source.startswith(BUILTIN):
             yield f"data.{role}.source", source
+    if is_file(job.hardware):
+        yield "hardware", job.hardware
     yield "publish.to", job.publish.to
 
 

@@ -37,6 +37,11 @@ class Account(Record):
         return machines * self.usd_per_hour / SECONDS_PER_HOUR
 
 
+def money(dollars: float) -> str:
+    """US dollars for a person: cents, and parts of them where there is less than ten."""
+    return f"${dollars:,.2f}" if not dollars or abs(dollars) >= 0.1 else f"${dollars:,.4f}"
+
+
 def account_for(job: Job, tenant: Tenant | None, estimated_usd: float = 0.0) -> Account:
     """A job's account: the tenant's price where it has one, else the profile's.
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
+from jobs.pricing import money
+
 By = Literal["tenant", "model", "business-unit", "run"]
 HOUR = 3600
 GIB = 1 << 30
@@ -41,7 +43,7 @@ class Used:
     usd: float
 
 
-HEADS = ("runs", "published", "hours", "CPU hours", "GPU hours", "GiB stored", "USD")
+HEADS = ("runs", "published", "hours", "CPU hours", "GPU hours", "GiB stored", "price")
 
 
 def sums(rows: pa.Table, by: By) -> list[Used]:
@@ -122,5 +124,5 @@ def _cells(one: Used) -> tuple[str, ...]:
         f"{one.cpu_seconds / HOUR:,.2f}",
         f"{one.gpu_seconds / HOUR:,.2f}",
         f"{one.stored_bytes / GIB:,.2f}",
-        f"{one.usd:,.2f}",
+        money(one.usd),
     )

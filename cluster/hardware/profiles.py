@@ -25,6 +25,11 @@ class HardwareProfile(BaseModel):
     price_date: str = Field(pattern=r"^\d{4}-\d{2}$")
 
 
+def is_file(name: str) -> bool:
+    """Whether a profile is somebody's own file rather than a shipped one."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def load_profile(name: str) -> HardwareProfile:
     """A shipped profile by its name, or one's own by the path of its file.
 
@@ -32,7 +37,7 @@ def load_profile(name: str) -> HardwareProfile:
         InputError: there is none, or it is wrong; lists those there are.
     """
     folder = files("cluster.hardware")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    path = Path(name) if is_file(name) else folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
         raise InputError(

@@ -57,7 +57,7 @@ def tenants(
         say(f"  credentials: {kept}; quotas: {quotas or 'none'}; budget: {budget}; priority {tenant.priority}")
     held = dict(quota for name, tenant in found.tenants.items() for quota in tenant.quotas(name).values())
     say(f"Start the nodes that drivers run on with: --resources='{json.dumps(held)}'")
-    say("(over all of these nodes together; one node that carries everything is the simplest)")
+    say("(one node carries all of them: a driver takes its share from a single node)")
 
 
 @app.command()
