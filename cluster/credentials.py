@@ -145,7 +145,8 @@ def _role(role: str, environment: MutableMapping[str, str]) -> dict[str, str]:
             "Take the key out of the machine's environment, or use credentials.profile with a source profile.",
         )
     source = "EcsContainer" if any(environment.get(one) for one in CONTAINER) else "Ec2InstanceMetadata"
-    content = f"[profile karikomi]\nrole_arn = {role}\ncredential_source = {source}\n"
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"  # to ask STS in
+    content = f"[profile karikomi]\nrole_arn = {role}\ncredential_source = {source}\nregion = {region}\n"
     file = Path.home() / ".cache" / "karikomi" / f"role-{hashlib.sha256(content.encode()).hexdigest()[:12]}.ini"
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(f".{os.getpid()}")
