@@ -7,6 +7,7 @@ all the same: the variables of all tenants are on its machines.
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.errors import InputError
 
 VARIABLE = "KARIKOMI_CREDENTIALS"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for what it tells the driver of a submitted job about it
 HOOK = "cluster.credentials.adopt_in_worker"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TOKEN = "AWS_SESSION_TOKEN"
@@ -121,7 +123,8 @@ def for_workers(environment: MutableMapping[str, str] = os.environ) -> dict[str,
     """
     if VARIABLE not in environment:
         return {}
-    told = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
+    job = json.loads(environment.get(SUBMITTED, "{}"))
+    told = VARIABLE in (job.get("runtime_env") or {}).get("env_vars", {})
     return {"worker_process_setup_hook": HOOK, "env_vars": {} if told else {VARIABLE: environment[VARIABLE]}}
 
 

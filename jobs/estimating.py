@@ -12,7 +12,8 @@ from cluster.storage import Store, open_store
 from jobs.admission import Admission
 from jobs.admitting import admit, with_gates
 from jobs.job import Job
-from jobs.ledger import committed, month_of, read_ledger, shape_digest
+from jobs.ledger import committed, read_ledger
+from jobs.ledger_row import month_of, shape_digest
 from jobs.metering import most_held
 from jobs.pricing import Account, account_for
 from jobs.records import Usage

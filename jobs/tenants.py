@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from yaml import MarkedYAMLError
 
 from cluster.credentials import Credentials
 from cluster.errors import InputError
@@ -127,6 +128,11 @@ def parse_tenants(content: bytes, origin: str) -> Tenants:
         given = load_yaml(content.decode(), origin)
     except UnicodeDecodeError as error:
         raise InputError(f"{origin}: no UTF-8 text: byte {error.start}") from error
+    except InputError as error:
+        cause = error.__cause__
+        if not isinstance(cause, MarkedYAMLError) or cause.problem_mark is None:
+            raise
+        raise InputError(f"{origin}: no valid YAML: line {cause.problem_mark.line + 1}: {cause.problem}") from None
     if not isinstance(given, dict):
         raise InputError(f"{origin}: a tenants file is a mapping with the field tenants")
     try:

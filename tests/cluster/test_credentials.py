@@ -78,7 +78,9 @@ def test_a_worker_without_the_keys_is_nobody_not_somebody_else(s3, monkeypatch, 
 def test_a_submitted_jobs_workers_are_not_told_twice():
     environment = {"KARIKOMI_CREDENTIALS": "environment:RETAIL"}
     assert for_workers(environment)["env_vars"] == environment
-    assert for_workers(environment | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"})["env_vars"] == {}
+    submitted = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": environment}})}
+    assert for_workers(environment | submitted)["env_vars"] == {}
+    assert for_workers(environment | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"})["env_vars"] == environment
 
 
 class Cloud(BaseHTTPRequestHandler):
@@ -182,6 +184,10 @@ def loop(config):
 
 adopt()
 found = {"driver": seen()}
+if sys.argv[3] == "attached":
+    with session(ClusterSpec(address=sys.argv[1]), 2):
+        print(json.dumps(found | {"task": ray.get(task.remote())}))
+    sys.exit()
 with session(ClusterSpec(address=sys.argv[1]), 2):
     found["task"] = ray.get(task.remote())
     actor = Actor.remote()
@@ -228,24 +234,31 @@ def test_every_worker_is_the_tenant_and_nobody_is_told_the_secret(s3, short):
     )
     try:
         address = head.stdout.readline().strip()
-        done = subprocess.run(
-            [sys.executable, "-c", WORKERS, address, str(short)],
-            env=machine | {"KARIKOMI_CREDENTIALS": "environment:RETAIL"},
-            capture_output=True, text=True, check=False, timeout=240,
-        )  # fmt: skip
+        mine = machine | {"KARIKOMI_CREDENTIALS": "environment:RETAIL"}
+        attached = drive(address, short, "attached", mine)
+        job = {"runtime_env": {"env_vars": {"KARIKOMI_CREDENTIALS": "environment:RETAIL"}}}  # as Ray tells a driver
+        found = drive(address, short, "submitted", mine | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)})
     finally:
         head.stdin.close()
         head.wait(60)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
     told = found.pop("told")
-    mine = owner["AWS_ACCESS_KEY_ID"]
-    assert found == {"driver": mine, "task": mine, "actor": mine, "train": "done"}
+    key = owner["AWS_ACCESS_KEY_ID"]
+    assert attached == {"driver": key, "task": key}
+    assert found == {"driver": key, "task": key, "actor": key, "train": "done"}
     assert len(told) > 5
     assert any("environment:RETAIL" in one for one in told), "the name is what travels"
     assert owner["AWS_SECRET_ACCESS_KEY"] not in " ".join(told)
     written = [path for path in short.rglob("*") if path.is_file()]
     assert not [path for path in written if owner["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()]
+
+
+def drive(address, directory, how, environment):
+    done = subprocess.run(
+        [sys.executable, "-c", WORKERS, address, str(directory), how],
+        env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 HEAD = """

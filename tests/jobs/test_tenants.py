@@ -103,6 +103,13 @@ def test_what_is_no_tenants_file(content):
         parse_tenants(content, "tenants.yaml")
 
 
+def test_a_line_that_is_no_yaml_is_named_and_not_shown():
+    content = f"tenants:\n  retail: {{members: [x]}}\n  key: '{SECRET}\n"
+    with pytest.raises(InputError, match=r"tenants\.yaml: no valid YAML: line \d") as refused:
+        parse_tenants(content.encode(), "tenants.yaml")
+    assert SECRET not in str(refused.value)
+
+
 PART = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1).filter(
     lambda x: x not in (".", "..")
 )
