@@ -7,10 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cluster.credentials import for_workers
 from cluster.disk import is_full, not_written
 from cluster.errors import Unavailable
 from cluster.spec import ClusterSpec
@@ -55,7 +57,7 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env=worker_environment(),
             _system_config=KEEP_WORKERS | BOUNDED_RETRIES if embedded else None,
         )
     except (OSError, RuntimeError) as error:
@@ -72,6 +74,12 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def worker_environment() -> dict[str, Any]:
+    """The runtime environment of all tasks, actors and training ranks; a tenant's credentials only by their name."""
+    tenant = for_workers()
+    return tenant | {"env_vars": WORKER_ENVIRONMENT | tenant.get("env_vars", {})}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a step holds of the machines, so that a run's use can be counted, also that of steps that never ended."""
 
+import math
 import time
 
 from cluster.hardware.profiles import load_profile
@@ -25,6 +26,14 @@ def held(job: Job, step: str, stage: int) -> tuple[float, float]:
     if step == "measure":
         return load_profile(job.hardware).cores, gpus
     return 1.0, 0.0
+
+
+def most_held(job: Job) -> tuple[int, int]:
+    """CPUs and GPUs that a run holds at most at once, in whole ones."""
+    stages = range(1, len(job.stages) + 1)
+    steps = [held(job, step, stage) for step in ("prune", "evaluate", "tune") for stage in stages]
+    steps.append(held(job, "measure", 0))
+    return math.ceil(max(one[0] for one in steps)), math.ceil(max(one[1] for one in steps))
 
 
 class Meter:

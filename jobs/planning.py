@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
+from jobs.admitting import admit
+from jobs.estimating import let_in
 from jobs.job import Job
+from jobs.pricing import money
+from jobs.running import asked_by
+from jobs.tenants import load_tenants
 from workflows.compress import CACHE, compress
 from workflows.events import Event, StepEnded
 from workflows.memory import worker_memory
@@ -18,6 +23,7 @@ def sentences(job: Job) -> Iterator[str]:
     Raises:
         InputError: whatever a run would refuse at its start.
     """
+    job = admit(job, load_tenants(), asked_by(), spent=0.0).job  # what needs no reading is refused first
     recipe, cluster = job.recipe, job.cluster
     source = resolve_source(recipe.model, CACHE)
     done: list[str] = []
@@ -31,6 +37,7 @@ def sentences(job: Job) -> Iterator[str]:
         following = None
     except NotDone as next_step:
         following = f"{next_step.name} of stage {next_step.stage}" if next_step.stage else next_step.name
+    admission, expected = let_in(job, source.config, asked_by())
     yield f"Run {job.run} for tenant {job.tenant}."
     yield (
         f"Model: {recipe.model}, {source.config['num_hidden_layers']} blocks of width {source.config['hidden_size']}, "
@@ -54,6 +61,12 @@ def sentences(job: Job) -> Iterator[str]:
         f"Memory of a worker: {memory.peak / GIB:.2f} GiB at most (two blocks {2 * memory.block / GIB:.2f}, "
         f"activations {memory.activations / GIB:.2f}, statistics {memory.grams / GIB:.2f})."
     )
+    usage = expected.usage
+    yield (
+        f"Estimate: {money(expected.usd)} for {usage.cpu_seconds / 3600:,.2f} CPU-hours and "
+        f"{usage.gpu_seconds / 3600:,.2f} GPU-hours, {expected.basis}."
+    )
+    yield from admission.sentences
     yield f"Done already: {', '.join(done) if done else 'nothing'}."
     yield f"Next: {following}." if following else "Nothing is left to do."
     yield f"Publishes {job.name}@{job.publish.version} to {job.publish.to}."

@@ -82,6 +82,15 @@ class Progress(Record):
     usage: Usage = Usage()
 
 
+class Figures(Record):
+    """What came out in numbers; increases are shares (0.1 is 10 %), None when the model is broken."""
+
+    stages: int = Field(description="Stages that met their gates.")
+    sparsity: float = Field(description="Of the last of them; 0 when none did.")
+    perplexity_increase: float | None
+    worst_slice_increase: float | None
+
+
 class Ended(Record):
     """How an attempt ended."""
 
@@ -92,6 +101,7 @@ class Ended(Record):
     hint: str = Field("", description="What to do next.")
     release: str = Field("", description="NAME@VERSION, when something was published.")
     digest: str = Field("", description="The published model's digest.")
+    figures: Figures | None = Field(None, description="When the run came to a verdict.")
     usage: Usage = Usage()
 
 

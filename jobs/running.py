@@ -14,7 +14,7 @@ import structlog
 
 from cluster.errors import Cancelled, GateNotMet, InputError, KarikomiError, Unavailable
 from cluster.storage import Store, open_store
-from jobs import logs
+from jobs import ledger, logs
 from jobs.job import Job, dump_job
 from jobs.measures import Measures, beginning, note_measures
 from jobs.metering import Meter
@@ -22,6 +22,7 @@ from jobs.notifying import get_ready, tell
 from jobs.records import (
     HEARTBEAT_SECONDS,
     Ended,
+    Figures,
     Progress,
     Result,
     Started,
@@ -117,6 +118,7 @@ class AttemptLog:
                 dump_job(self.job),
             )  # fmt: skip
             logs.bind_attempt(self.started.attempt)
+            self._open_account()
             self._beat()
 
     @contextmanager
@@ -124,6 +126,7 @@ class AttemptLog:
         """Beats while the block goes on, and records the error that ends it."""
         thread = threading.Thread(target=self._keep_beating, daemon=True, name="heartbeat")
         thread.start()
+        self._open_account()
         try:
             yield
         except BaseException as error:
@@ -145,8 +148,14 @@ class AttemptLog:
                 self._write_events()
                 note_measures(self.store, self.started, self.measures)
                 note_end(self.store, self.started, ending)
+                ledger.write_row(self.store, self.started.run)
         log.info("ended", result=ending.result, code=ending.code, sentence=ending.sentence, **ending.usage.model_dump())
         tell(self.job, self.store, self.started, ending)
+
+    def _open_account(self) -> None:
+        if self.started is not None:
+            with tolerant(self.started.attempt):
+                ledger.open_account(self.store, self.job, self.started)
 
     def _keep_beating(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
@@ -182,8 +191,11 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         hint = redact(what.hint) if isinstance(what, KarikomiError) else ""
         return Ended(at=datetime.now(UTC), code=code, result=result, sentence=message, hint=hint)
     last = what.history[-1].verdict.sentence
+    figures = figures_of(what)
     if what.published is None:
-        return Ended(at=datetime.now(UTC), code=GateNotMet.exit_code, result="gate not met", sentence=last)
+        return Ended(
+            at=datetime.now(UTC), code=GateNotMet.exit_code, result="gate not met", sentence=last, figures=figures
+        )
     return Ended(
         at=datetime.now(UTC),
         code=0 if what.complete else GateNotMet.exit_code,
@@ -191,6 +203,19 @@ def ending_of(what: Outcome | BaseException) -> Ended:
         sentence=verdict(what.report) if what.report else last,
         release=f"{what.published.name}@{what.published.version}",
         digest=what.published.digest,
+        figures=figures,
+    )
+
+
+def figures_of(outcome: Outcome) -> Figures:
+    """The numbers of the last stage that met its gates; of the failed one when none did."""
+    passed = [one for one in outcome.history if one.verdict.passed]
+    judged = (passed or outcome.history)[-1].verdict
+    return Figures(
+        stages=len(passed),
+        sparsity=passed[-1].sparsity if passed else 0.0,
+        perplexity_increase=judged.increase,
+        worst_slice_increase=judged.worst_increase,
     )
 
 

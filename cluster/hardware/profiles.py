@@ -24,6 +24,11 @@ class HardwareProfile(Strict):
     price_date: str = Field(pattern=r"^[0-9]{4}-[0-9]{2}$")
 
 
+def is_file(name: str) -> bool:
+    """Whether a profile is somebody's own file rather than a shipped one."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def load_profile(name: str) -> HardwareProfile:
     """A shipped profile by its name, or one's own by the path of its file.
 
@@ -32,7 +37,7 @@ def load_profile(name: str) -> HardwareProfile:
     """
     folder = files("cluster.hardware")
     known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
-    own = name.endswith((".yaml", ".yml"))
+    own = is_file(name)
     if not own and name not in known:
         raise InputError(
             f"hardware: no profile {name}; there are: {', '.join(known)}", "Or give the path of a YAML file."

@@ -1,0 +1,148 @@
+"""What a run will cost, before it runs: as its like did last time, or else from the model's size and the tokens."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.hardware.profiles import HardwareProfile, load_profile
+from cluster.storage import Store, open_store
+from jobs.admission import Admission
+from jobs.admitting import admit, with_gates
+from jobs.job import Job
+from jobs.ledger import committed, read_ledger
+from jobs.ledger_row import month_of, shape_digest
+from jobs.metering import most_held
+from jobs.pricing import Account, account_for
+from jobs.records import Usage
+from jobs.tenants import Tenants, load_tenants
+from workflows.models.decoder import empty_model
+from workflows.recipe import Recipe
+
+CORE_FLOPS = 80e9  # a CPU thread with AVX-512 in matrix products, about as the demo ran
+GPU_SHARE = 0.3  # of a GPU's peak rate
+ALL_WINDOWS = 512  # taken for a role that reads all windows of its data: how many there are is known only then
+STEP_SECONDS = 10.0  # to start a step's processes, read and write
+MEASURING_SECONDS = 60.0  # latency of both models
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will hold and cost; `basis` says in a sentence where that comes from."""
+
+    usage: Usage
+    usd: float
+    basis: str
+
+
+def estimate(job: Job, config: dict[str, Any], account: Account, like: dict[str, Any] | None) -> Estimate:
+    """A whole run's estimate; a pure function of what it is given.
+
+    Args:
+        job: what is asked.
+        config: the dense model's config.json.
+        account: its price.
+        like: a row of the ledger of a run of the same model and shape; None when there is none.
+    """
+    if like is not None:
+        names = ("seconds", "cpu_seconds", "gpu_seconds")
+        usage = Usage(**{name: like[name] for name in names})
+        return Estimate(usage, account.dollars(usage), f"as run {like['run']} of the same model and shape took")
+    profile = load_profile(job.hardware)
+    usage = usage_from_size(job, config, profile)
+    rate = f"{GPU_SHARE:.0%} of a GPU's peak" if profile.bf16_tflops else f"{CORE_FLOPS / 1e9:g} GFLOP/s a CPU thread"
+    basis = f"from the model's size and the tokens, at {rate}; no run of the same model and shape is in the ledger"
+    return Estimate(usage, account.dollars(usage), basis)
+
+
+def usage_from_size(job: Job, config: dict[str, Any], profile: HardwareProfile) -> Usage:
+    """CPU- and GPU-seconds of a run from its floating-point operations and a flat time per step.
+
+    A step holds its machines while they work and while they start, so GPU-seconds are at least the flat times.
+    """
+    work = operations(job.recipe, config)
+    cpus, gpus = most_held(job)
+    steps = 5 + sum(4 if stage.tune else 2 for stage in job.stages)
+    flat = steps * STEP_SECONDS + MEASURING_SECONDS
+    if gpus and profile.bf16_tflops:
+        busy = work / (profile.bf16_tflops * 1e12 / max(profile.gpus, 1) * GPU_SHARE)
+        seconds = busy / gpus + flat
+        return Usage(seconds=seconds, cpu_seconds=seconds * cpus, gpu_seconds=busy + flat * gpus)
+    busy = work / CORE_FLOPS
+    seconds = busy / cpus + flat
+    return Usage(seconds=seconds, cpu_seconds=busy + flat * cpus, gpu_seconds=seconds * gpus)
+
+
+def operations(recipe: Recipe, config: dict[str, Any]) -> float:
+    """Floating-point operations of a run: 2 a parameter and token forward, 4 more backward; Grams and solves besides.
+
+    A block of `in` x `out` linears solved by second order takes about in³ for the factorisation and in² · out for the
+    updates (Frantar & Alistarh 2023, SparseGPT); a Gram takes 2 · in² a token.
+    """
+    with torch.device("meta"):
+        model = empty_model(config, torch.bfloat16)
+    everything = sum(one.numel() for one in model.parameters())
+    embedding = 0 if config.get("tie_word_embeddings") else model.get_input_embeddings().weight.numel()
+    used = everything - embedding  # a tied embedding is the head, and works for every token; another is only looked up
+    layers = model.model.layers
+    blocks = sum(one.numel() for one in layers.parameters())
+    linears = [one for one in layers[0].modules() if isinstance(one, nn.Linear)]
+    squares = float(sum(one.in_features**2 for one in linears)) * len(layers)
+    solves = float(sum(one.in_features**2 * (one.in_features + one.out_features) for one in linears)) * len(layers)
+
+    def tokens(role: str) -> int:
+        source = getattr(recipe.data, role)
+        return int((source.windows or ALL_WINDOWS) * source.length)
+
+    judged = 2.0 * used * tokens("evaluation")
+    total = judged
+    for stage in recipe.stages:
+        total += tokens("calibration") * (2 * 2.0 * blocks + 2.0 * squares) + solves + judged
+        if stage.tune:
+            seen = stage.tune.steps * stage.tune.batch * stage.tune.ranks * recipe.data.tuning.length
+            total += seen * used * (6.0 + (2.0 if stage.tune.distill else 0.0)) + judged
+    return total
+
+
+def estimate_here(job: Job, config: dict[str, Any], tenants: Tenants | None, now: datetime | None = None) -> Estimate:
+    """A run's estimate by the ledger of the store that it publishes to."""
+    now = now or datetime.now(UTC)
+    tenant = tenants.tenants.get(job.tenant) if tenants else None
+    return estimate(job, config, account_for(job, tenant), last_like_it(open_store(job.publish.to), job, now))
+
+
+def last_like_it(store: Store, job: Job, now: datetime) -> dict[str, Any] | None:
+    """The ledger's last finished run of the same model and shape, of this month or the one before."""
+    shape = shape_digest(job)
+    months = {month_of(now), month_of(now.replace(day=1) - timedelta(days=1))}
+    rows = [row for month in months for row in read_ledger(store, month, job.tenant, now).to_pylist()]
+    alike = [row for row in rows if (row["model"], row["shape_digest"], row["state"]) == (job.model, shape, "done")]
+    return max(alike, key=lambda row: row["ended"], default=None)
+
+
+def let_in(
+    job: Job, config: dict[str, Any], by: str, where: str | None = None, now: datetime | None = None
+) -> tuple[Admission, Estimate]:
+    """Estimates a run, looks up what its tenant has spent, and lets it in or not.
+
+    Args:
+        job: as it was read.
+        config: the dense model's config.json.
+        by: who asks.
+        where: the tenants file; else the one that KARIKOMI_TENANTS names; without either everything is allowed.
+        now: for tests.
+
+    Raises:
+        InputError: it is not let in, with the figures; or the tenants file is wrong.
+    """
+    now = now or datetime.now(UTC)
+    tenants = load_tenants(where)
+    whole = estimate_here(job, config, tenants, now)
+    if tenants is None:
+        return admit(job, None, by, 0.0, whole.usd), whole
+    tenant = tenants.tenants.get(job.tenant)
+    run = with_gates(job, tenant).run if tenant else job.run
+    spent, own = committed(open_store(job.publish.to), job.tenant, month_of(now), run, now)
+    return admit(job, tenants, by, spent, max(whole.usd - own, 0.0)), whole
