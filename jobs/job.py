@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from yaml.events import AliasEvent
 
 from cluster.errors import InputError
@@ -110,23 +110,23 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def explain(error: ValidationError, origin: str) -> str:
-    """One line per wrong field: its path, what is wrong, what was given."""
+def explain(error: ValidationError, origin: str, root: type[BaseModel] = Job) -> str:
+    """One line per wrong field of a file that a `root` is written in: its path, what is wrong, what was given."""
     lines = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "job"
+        field = ".".join(str(part) for part in problem["loc"]) or root.__name__.lower()
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1]))}"
+            message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1], root))}"
         elif problem["type"] != "missing" and isinstance(problem["input"], str | int | float):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{origin}: {field}: {message}")
     return "\n".join(lines)
 
 
-def allowed_fields(path: tuple[int | str, ...]) -> list[str]:
-    """The fields of the model that a path within a job leads to."""
-    model: Any = Job
+def allowed_fields(path: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The fields of the model that a path within a `root` leads to."""
+    model: Any = root
     for part in path:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
