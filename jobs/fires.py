@@ -1,6 +1,6 @@
 """What schedules leave in the store. Objects are created once or swapped, so that any number of callers agree.
 
-    schedules/<name>.json               the schedule as it was applied, by whom and when
+    schedules/<name>/schedule.json      the schedule as it was applied, by whom and when
     schedules/<name>/fires/<id>.json    one start: created by one winner; it may be taken over from who died
     schedules/<name>/ended/<id>.json    what became of it, created once
     schedules/<name>/model.json         what the model looked like last, so that it is not read through each time
@@ -75,8 +75,7 @@ class FireEnded(Record):
 
 def schedule_names(store: Store) -> list[str]:
     """Names of all schedules that were applied, in order."""
-    keys = (key.removeprefix("schedules/") for key in store.keys("schedules/"))
-    return [key.removesuffix(".json") for key in keys if "/" not in key and key.endswith(".json")]
+    return store.folders("schedules/")
 
 
 def read_applied(store: Store, name: str) -> tuple[Applied, str]:
@@ -85,7 +84,7 @@ def read_applied(store: Store, name: str) -> tuple[Applied, str]:
     Raises:
         InputError: there is none of this name, or other code wrote it.
     """
-    found = tagged(store, f"schedules/{name}.json", Applied)
+    found = tagged(store, applied_key(name), Applied)
     if found is None:
         raise InputError(
             f"{store.uri}: no schedule {name}", "`karikomi schedule list` lists them; `schedule apply FILE` makes one."
@@ -95,8 +94,9 @@ def read_applied(store: Store, name: str) -> tuple[Applied, str]:
 
 def fire_ids(store: Store, name: str) -> tuple[list[str], list[str]]:
     """Ids of all fires, and of those that have not ended, in order of their ids. Reads none of them."""
-    fires = [_id(key) for key in store.keys(f"schedules/{name}/fires/")]
-    ended = {_id(key) for key in store.keys(f"schedules/{name}/ended/")}
+    keys = list(store.keys(f"schedules/{name}/"))
+    ended = {_id(key) for key in keys if key.startswith(f"schedules/{name}/ended/")}
+    fires = [_id(key) for key in keys if key.startswith(f"schedules/{name}/fires/")]
     return fires, [one for one in fires if one not in ended]
 
 
@@ -161,6 +161,11 @@ def tagged(store: Store, key: str, kind: type[Kind]) -> tuple[Kind, str] | None:
 def encoded(record: Record) -> bytes:
     """A record as it is kept."""
     return record.model_dump_json(indent=1).encode()
+
+
+def applied_key(name: str) -> str:
+    """Where a schedule in force is kept."""
+    return f"schedules/{name}/schedule.json"
 
 
 def _id(key: str) -> str:

@@ -19,7 +19,7 @@ from jobs import fires
 from jobs.due import START_LEASE, due, is_alive, moments_between
 from jobs.fires import AttemptName, Fire, FireEnded, FireResult, Trigger, moment_id, moment_of
 from jobs.job import Job
-from jobs.records import Attempt, Started, read_run
+from jobs.records import Attempt, Started, attempt_numbers, read_attempt, read_run
 from jobs.running import ending_of
 from jobs.schedules import Schedule
 from workflows.recipe import DataSource
@@ -361,8 +361,10 @@ class Turn:
                     return f"run {other.attempts[-1]}"
             elif not other.waits and now < other.held_until and (mine is None or in_turn(other) < in_turn(mine)):
                 return f"fire {other.id}"
-        run = read_run(open_store(job.publish.to), job.run)
-        return f"run {run.last.started.attempt}" if run is not None and is_alive(run.last, now) else ""
+        store = open_store(job.publish.to)
+        numbers = attempt_numbers(store, job.run)
+        last = read_attempt(store, job.run, numbers[-1]) if numbers else None
+        return f"run {last.started.attempt}" if last is not None and is_alive(last, now) else ""
 
 
 def in_turn(fire: Fire) -> tuple[datetime, str]:
@@ -372,5 +374,4 @@ def in_turn(fire: Fire) -> tuple[datetime, str]:
 
 def attempt_of(name: AttemptName) -> Attempt | None:
     """An attempt's records; None when they are gone."""
-    run = read_run(open_store(name.store), name.run)
-    return next((one for one in run.attempts if one.started.number == name.number), None) if run else None
+    return read_attempt(open_store(name.store), name.run, name.number)

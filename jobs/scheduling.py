@@ -9,7 +9,7 @@ from cluster.errors import Unavailable
 from cluster.storage import Store
 from jobs import fires
 from jobs.due import next_moment
-from jobs.fires import Applied, Fire, FireEnded, encoded, tagged
+from jobs.fires import Applied, Fire, FireEnded, applied_key, encoded, tagged
 from jobs.schedules import Schedule
 from workflows.steps import digest
 
@@ -34,7 +34,7 @@ def apply(store: Store, schedule: Schedule, at: datetime, by: str) -> tuple[Appl
 
     Changed moments count from now on; a change of anything else leaves what has come due meanwhile as it is.
     """
-    key = f"schedules/{schedule.name}.json"
+    key = applied_key(schedule.name)
     sha256 = digest(schedule.model_dump(mode="json", exclude={"paused"}))
     for _ in range(SWAP_TRIES):
         found = tagged(store, key, Applied)
@@ -58,7 +58,7 @@ def change(store: Store, name: str, at: datetime, by: str, paused: bool) -> Appl
         if old.paused == paused:
             return old
         new = old.model_copy(update={"paused": paused, "at": at, "by": by} | ({} if paused else {"since": at}))
-        if store.swap(f"schedules/{name}.json", encoded(new), tag):
+        if store.swap(applied_key(name), encoded(new), tag):
             return new
     raise _keeps_changing(store, name)
 
@@ -110,4 +110,4 @@ def _moments(schedule: Schedule) -> tuple[str | None, str, str | None]:
 
 
 def _keeps_changing(store: Store, name: str) -> Unavailable:
-    return Unavailable(f"{store.uri}: schedules/{name}.json keeps changing", "Run the same command again.")
+    return Unavailable(f"{store.uri}: {applied_key(name)} keeps changing", "Run the same command again.")
