@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cluster.errors import KarikomiError
-from jobs.commands import accounts, doctor, here, observe, releases
+from jobs.commands import accounts, doctor, here, observe, releases, schedule
 from jobs.commands.console import show_error
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 for group in (here, releases, accounts, observe, doctor):
     app.add_typer(group.app)
+app.add_typer(schedule.app, name="schedule")
 
 
 def main() -> None:

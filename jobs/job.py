@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cluster.errors import InputError
 from cluster.spec import ClusterSpec
@@ -77,15 +77,15 @@ def dump_job(job: Job) -> bytes:
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
 
 
-def explain(error: ValidationError, origin: str) -> str:
-    """One line per wrong field: its path, what is wrong, what was given."""
+def explain(error: ValidationError, origin: str, root: type[BaseModel] = Job) -> str:
+    """One line per wrong field of a file that a `root` is written in: its path, what is wrong, what was given."""
     lines = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "job"
+        field = ".".join(str(part) for part in problem["loc"]) or root.__name__.lower()
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1]))}"
-        elif problem["loc"][:1] == ("notify",):
+            message = f"unknown field; allowed here: {', '.join(allowed_fields(problem['loc'][:-1], root))}"
+        elif "notify" in problem["loc"]:
             pass  # what was given may be a secret
         elif problem["type"] != "missing" and isinstance(problem["input"], str | int | float):
             message += f" (given: {problem['input']!r})"
@@ -93,9 +93,9 @@ def explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
-def allowed_fields(path: tuple[int | str, ...]) -> list[str]:
-    """The fields of the model that a path within a job leads to."""
-    model: Any = Job
+def allowed_fields(path: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The fields of the model that a path within a `root` leads to."""
+    model: Any = root
     for part in path:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation if part in model.model_fields else None

@@ -182,6 +182,15 @@ def read_run(store: Store, run: str) -> Run | None:
     return Run(run=run, attempts=attempts) if attempts else None
 
 
+def read_attempt(store: Store, run: str, number: int) -> Attempt | None:
+    """One attempt; None when it was never claimed.
+
+    Raises:
+        InputError: a record was written by other code, or changed by hand.
+    """
+    return _attempt(store, run, number) if store.size(_key(run, number, "started")) is not None else None
+
+
 def list_runs(store: Store) -> Iterator[Run]:
     """All runs that were ever attempted, by name."""
     for name in store.folders("runs/"):

@@ -14,9 +14,10 @@ from cluster.credentials import Credentials
 from cluster.errors import InputError
 from cluster.hardware.profiles import load_profile
 from cluster.storage import MissingKey, open_store
-from jobs.job import LARGEST_JOB, load_yaml
+from cluster.strict import Strict
+from cluster.yaml_files import LARGEST_FILE, load_yaml
 from jobs.prefixes import parts, within
-from workflows.recipe import Name, Strict, not_a_bool
+from workflows.recipe import Name
 
 VARIABLE = "KARIKOMI_TENANTS"
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -49,8 +50,6 @@ class Tenant(Strict):
     prices: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="US dollars an hour by hardware profile, instead of the profile's own."
     )
-
-    _numbers = field_validator("gpus", "cpus", "monthly_budget_usd", mode="before")(not_a_bool)
 
     @field_validator("prefixes")
     @classmethod
@@ -122,8 +121,8 @@ def load_tenants(where: str | None = None) -> Tenants | None:
 
 def parse_tenants(content: bytes, origin: str) -> Tenants:
     """The tenants in a YAML text; `origin` names it in errors. What was given is never shown: it may be a secret."""
-    if len(content) > LARGEST_JOB:
-        raise InputError(f"{origin}: larger than {LARGEST_JOB // 1024} KiB; a tenants file is short")
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{origin}: larger than {LARGEST_FILE // 1024} KiB; a tenants file is short")
     try:
         given = load_yaml(content.decode(), origin)
     except UnicodeDecodeError as error:
@@ -165,8 +164,8 @@ def _content(where: str) -> bytes:
             folder, _, name = where.rpartition("/")
             return open_store(folder).get(name)
         path = Path(where).expanduser()
-        if path.stat().st_size > LARGEST_JOB:
-            raise InputError(f"{where}: larger than {LARGEST_JOB // 1024} KiB; a tenants file is short")
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{where}: larger than {LARGEST_FILE // 1024} KiB; a tenants file is short")
         return path.read_bytes()
     except MissingKey as error:
         raise InputError(

@@ -1,0 +1,74 @@
+"""How a schedule's run is started: here, to its end, or on a cluster by Ray's Jobs API."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from cluster.errors import Cancelled
+from cluster.storage import open_store
+from jobs import triggers
+from jobs.job import Job, dump_job
+from jobs.progress import Terminal
+from jobs.records import Ended, Progress, Started, claim, note_end, note_progress
+from jobs.run_due import Edges, Note
+from jobs.running import asked_by, carry_out
+from workflows.events import Listener
+
+
+def start_here(job: Job, by: str, note: Note, listener: Listener, stop: Callable[[], bool]) -> None:
+    """Carries a job out on this machine, or attached to the Ray cluster that it names, to its end.
+
+    The first heartbeat is written before the attempt is told of: from then on its silence means that it was lost.
+
+    Raises:
+        KarikomiError: as a run does; it is in the attempt's record.
+    """
+    store = open_store(job.publish.to)
+    mine = claim(store, job.run, job.tenant, job.name, by, job.cluster.address, dump_job(job))
+    note_progress(store, mine, Progress(at=datetime.now(UTC), stages=len(job.recipe.stages)))
+    if note(mine):
+        carry_out(job, listener, stop, mine)
+        return
+    sentence = "another process took the schedule's fire over before this attempt began"
+    note_end(store, mine, Ended(at=datetime.now(UTC), code=Cancelled.exit_code, result="cancelled", sentence=sentence))
+
+
+def start_on(cluster: str, job: Job, by: str, note: Note) -> None:
+    """Submits a job to a cluster's job server; it goes on by itself.
+
+    Raises:
+        KarikomiError: the cluster does not take it.
+    """
+    from jobs.submission import submit  # type: ignore[import-not-found]
+
+    started: Started = submit(job, cluster=cluster, by=by)
+    note(started)
+
+
+def edges_here(cluster: str | None, screen: Console, stop: Callable[[], bool]) -> Edges:
+    """The real edges of `run_due`.
+
+    Args:
+        cluster: see `karikomi schedule run-due --cluster`.
+        screen: where the progress of a run on this machine is shown.
+        stop: asked between pieces of work.
+    """
+
+    def start(job: Job, by: str, note: Note) -> None:
+        if cluster and cluster.startswith(("http://", "https://")):
+            start_on(cluster, job, by, note)
+            return
+        if cluster:
+            job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"address": cluster})})
+        with Terminal(screen, len(job.recipe.stages)) as terminal:
+            start_here(job, by, note, terminal, stop)
+
+    return Edges(
+        clock=lambda: datetime.now(UTC),
+        start=start,
+        finished=triggers.finished,
+        model_digest=triggers.model_digest,
+        live_verdict=triggers.live_verdict,
+        me=asked_by(),
+    )
