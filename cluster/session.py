@@ -1,5 +1,6 @@
 """Attach to a Ray cluster, or start the embedded one; reserve a gang of workers, or say why not."""
 
+import json
 import logging
 import os
 import secrets
@@ -51,7 +52,7 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env={"env_vars": {k: v for k, v in WORKER_ENVIRONMENT.items() if k not in submitted_environment()}},
             _system_config=KEEP_WORKERS if embedded else None,
         )
     except (ConnectionError, RuntimeError) as error:
@@ -66,6 +67,12 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def submitted_environment() -> dict[str, str]:
+    """Variables that this process was submitted with as a cluster's job; Ray refuses to be given one of them again."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return dict(config.get("runtime_env", {}).get("env_vars") or {})
 
 
 @contextmanager

@@ -16,3 +16,6 @@ class ClusterSpec(BaseModel):
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Shard workers; each holds its shards only.")
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] = Field(0, description="GPUs, or a share of one, per worker.")
     wait_seconds: Annotated[float, Field(gt=0)] = Field(300, description="How long to wait for free machines.")
+    grace_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
+        300, description="How long a cancelled driver may take to finish the block at hand, before it is killed."
+    )

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cluster.errors import KarikomiError
-from jobs.commands import here, releases
+from jobs.commands import cluster, here, releases
 from jobs.commands.console import show_error
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     help="Makes a Transformer model smaller and faster: scores, prunes, repairs, measures, publishes.",
     epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 gate not met, 75 machines or store lost (retry), 130 stopped.",
 )
-for group in (here, releases):
+for group in (here, cluster, releases):
     app.add_typer(group.app)
 
 
