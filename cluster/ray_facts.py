@@ -1,8 +1,13 @@
 """What a Ray cluster says of its nodes and submissions, as plain values. Light: no ray here."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+USAGE = re.compile(
+    r"(?P<used>[\d.]+)/[\d.]+ (?P<name>\S+)"
+    r"(?: \((?P<in_groups>[\d.]+) used of (?P<reserved>[\d.]+) reserved in placement groups\))?"
+)
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 
@@ -67,17 +72,17 @@ class Cluster:
 
 
 def free_of(total: dict[str, float], usage: str) -> dict[str, float]:
-    """What is free on a node.
+    """What is free on a node; what a placement group has reserved is not, used or not.
 
     Args:
         total: what it has.
-        usage: lines such as "1.0/2.0 CPU (0.5 used of 1.0 reserved in placement groups)"; what is not named is free.
+        usage: lines of Ray's, "1.0/4.0 CPU (0.5 used of 2.0 reserved in placement groups)": 1.0 is used, of that 0.5
+            in groups, which have reserved 2.0 – so 1.5 are free. What is not named is free.
     """
-    used = {}
+    taken = {}
     for line in usage.splitlines():
-        amounts, _, name = line.strip().partition(" ")
-        try:
-            used[name.split(" (")[0]] = float(amounts.split("/")[0])
-        except ValueError:  # memory is told in GiB; nobody asks for it here
-            continue
-    return {name: max(0.0, amount - used.get(name, 0.0)) for name, amount in total.items()}
+        found = USAGE.fullmatch(line.strip())
+        if found:  # memory is told in GiB and does not match; nobody asks for it here
+            in_groups, reserved = float(found["in_groups"] or 0), float(found["reserved"] or 0)
+            taken[found["name"]] = float(found["used"]) - in_groups + reserved
+    return {name: max(0.0, amount - taken.get(name, 0.0)) for name, amount in total.items()}

@@ -5,6 +5,7 @@ in which Ray itself looks.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +209,9 @@ class _Client(JobSubmissionClient):
         import ray
 
         self._client_ray_version = ray.__version__
+        for module in ("dashboard_sdk", "job.sdk"):  # they tell every upload and every closed connection
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
         token = find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         SubmissionClient.__init__(self, address=url, headers=headers)

@@ -1,5 +1,6 @@
 """Runs handed functions as Ray tasks, some at a time, and brings back their results in order."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from cluster.errors import Cancelled, KarikomiError, Unavailable
 from cluster.session import shortage
 
 RETRIES = 3
+DRIVER_CPUS = "KARIKOMI_DRIVER_CPUS"  # variable of a submitted driver: the CPUs that it holds on its node
 LOOK_AGAIN = 0.5  # seconds between looks at `stop`
 
 
@@ -66,8 +68,14 @@ def call_each(
 
 
 def largest_node_cpus() -> int:
-    """CPU slots of the largest node."""
-    return int(max(node.get("CPU", 0) for node in _nodes()))
+    """CPU slots that one task can have: those of the largest node, less what this driver holds there itself."""
+    own, held = ray.get_runtime_context().get_node_id(), float(os.environ.get(DRIVER_CPUS, 0))
+    slots = [
+        node["Resources"].get("CPU", 0) - (held if node["NodeID"] == own else 0)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return int(max(slots))
 
 
 def _nodes() -> list[dict[str, float]]:

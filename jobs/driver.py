@@ -61,7 +61,7 @@ def attempt(job: Job, store: Store, started: Started, drain: Drain) -> int:
 
     here = job.model_copy(update={"cluster": job.cluster.model_copy(update={"address": "auto"})})
     try:
-        outcome = carry_out(here, lambda event: tell(event, len(job.stages)), drain, started)
+        outcome = carry_out(here, Teller(len(job.stages)), drain, started)
     except KarikomiError as error:
         show_error(error)
         return error.exit_code
@@ -90,21 +90,35 @@ def find_started(store: Store, job: Job, name: str) -> Started:
     )
 
 
-def tell(event: Event, stages: int) -> None:
-    """One line for an event."""
+class Teller:
+    """Writes one line for an event; what was said last is not said again."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+        self.last = ""
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        line = words_of(event, self.stages)
+        if line != self.last:
+            self.last = line
+            say(f"{datetime.now(UTC):%H:%M:%S} {line}")
+            sys.stdout.flush()
+
+
+def words_of(event: Event, stages: int) -> str:
+    """An event in words: stage 1/2: prune 3/18."""
     where = f"stage {event.stage}/{stages}: " if event.stage else ""
     match event:
         case StepStarted():
-            what = f"{event.name} begins"
+            return f"{where}{event.name} begins"
         case StepEnded():
-            what = f"{event.name} was done" if event.resumed else f"{event.name} done in {event.seconds:.1f} s"
+            return f"{where}{event.name} {'was done' if event.resumed else f'done in {event.seconds:.1f} s'}"
         case Advanced():
             numbers = "".join(f", {name} {value:.4g}" for name, value in event.numbers.items())
-            what = f"{event.name} {event.done}/{event.total}{numbers}"
+            return f"{where}{event.name} {event.done}/{event.total}{numbers}"
         case GateJudged():
-            what = f"gate {'passed' if event.passed else 'failed'}: {event.sentence}"
-    say(f"{datetime.now(UTC):%H:%M:%S} {where}{what}")
-    sys.stdout.flush()
+            return f"{where}gate {'passed' if event.passed else 'failed'}: {event.sentence}"
 
 
 def end_after_grace(drain: Drain, store: Store, started: Started) -> None:

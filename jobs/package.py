@@ -45,7 +45,10 @@ def entrypoint(admission: Admission, started: Started, nodes: Sequence[RayNode])
     """What is submitted for an attempt, and where its driver will run, in words; its directory lives with the block."""
     labels, where = place_of_driver(nodes)
     asks = {"CPU": DRIVER_CPUS} | admission.resources
-    told = {"RAY_JOB_STOP_WAIT_TIME_S": str(admission.job.cluster.grace_seconds)}
+    told = {
+        "RAY_JOB_STOP_WAIT_TIME_S": str(admission.job.cluster.grace_seconds),
+        "KARIKOMI_DRIVER_CPUS": f"{DRIVER_CPUS:g}",  # see cluster/remote.py
+    }
     with packed(admission.job) as directory:
         entry = Entrypoint(
             name=started.attempt,
@@ -98,7 +101,7 @@ def absolute_paths(job: Job) -> tuple[Job, tuple[str, ...]]:
         update={
             "model": absolute(job.model),
             "data": data,
-            "hardware": absolute(job.hardware),
+            "hardware": absolute(job.hardware) if job.hardware.endswith((".yaml", ".yml")) else job.hardware,
             "publish": job.publish.model_copy(update={"to": absolute(job.publish.to, only_if_there=False)}),
         }
     )
