@@ -7,7 +7,6 @@ all the same: the variables of all tenants are on its machines.
 """
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -20,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.errors import InputError
 
 VARIABLE = "KARIKOMI_CREDENTIALS"
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for what it tells the driver of a submitted job about it
 HOOK = "cluster.credentials.adopt_in_worker"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TOKEN = "AWS_SESSION_TOKEN"
@@ -117,15 +115,10 @@ def adopt_in_worker() -> None:
 
 
 def for_workers(environment: MutableMapping[str, str] = os.environ) -> dict[str, Any]:
-    """The part of Ray's runtime environment by which workers adopt what their driver has; empty when it has nothing.
-
-    In a submitted job the name comes with the job's own runtime environment; Ray refuses to be told it twice.
-    """
+    """The part of Ray's runtime environment by which workers adopt what their driver has; empty when it has nothing."""
     if VARIABLE not in environment:
         return {}
-    job = json.loads(environment.get(SUBMITTED, "{}"))
-    told = VARIABLE in (job.get("runtime_env") or {}).get("env_vars", {})
-    return {"worker_process_setup_hook": HOOK, "env_vars": {} if told else {VARIABLE: environment[VARIABLE]}}
+    return {"worker_process_setup_hook": HOOK, "env_vars": {VARIABLE: environment[VARIABLE]}}
 
 
 def _keys_of(name: str, environment: MutableMapping[str, str]) -> dict[str, str]:

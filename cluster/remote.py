@@ -1,6 +1,7 @@
 """Runs handed functions as Ray tasks, some at a time, and brings back their results in order."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from cluster.losses import AGAIN, ours
 from cluster.session import shortage
 
 RETRIES = 3
+DRIVER_CPUS = "KARIKOMI_DRIVER_CPUS"  # variable of a submitted driver: the CPUs that it holds on its node
 LOOK_AGAIN = 0.5  # seconds between looks at `stop`
 ROOM_WITHIN = 300.0  # seconds in which a lost node may come back or be replaced
 
@@ -83,8 +85,14 @@ def _fits(bundle: dict[str, float]) -> bool:
 
 
 def largest_node_cpus() -> int:
-    """CPU slots of the largest node."""
-    return int(max(node.get("CPU", 0) for node in _nodes()))
+    """CPU slots that one task can have: those of the largest node, less what this driver holds there itself."""
+    own, held = ray.get_runtime_context().get_node_id(), float(os.environ.get(DRIVER_CPUS, 0))
+    slots = [
+        node["Resources"].get("CPU", 0) - (held if node["NodeID"] == own else 0)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return int(max(slots))
 
 
 def _nodes() -> list[dict[str, float]]:

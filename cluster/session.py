@@ -1,5 +1,6 @@
 """Attach to a Ray cluster, or start the embedded one; reserve a gang of workers, or say why not."""
 
+import json
 import logging
 import os
 import secrets
@@ -23,6 +24,8 @@ WORKER_ENVIRONMENT = ALLOCATOR | {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for what it tells the driver of a submitted job about it
 
 # Ray ends a worker process that is idle for a second; the next task then waits 3 s for imports.
 KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 60_000}
@@ -77,9 +80,15 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
 
 
 def worker_environment() -> dict[str, Any]:
-    """The runtime environment of all tasks, actors and training ranks; a tenant's credentials only by their name."""
+    """The runtime environment of all tasks, actors and training ranks; a tenant's credentials only by their name.
+
+    Ray refuses to be given a variable again that this process was submitted with as a cluster's job.
+    """
+    job = json.loads(os.environ.get(SUBMITTED, "{}"))
+    told = (job.get("runtime_env") or {}).get("env_vars") or {}
     tenant = for_workers()
-    return tenant | {"env_vars": WORKER_ENVIRONMENT | tenant.get("env_vars", {})}
+    mine = WORKER_ENVIRONMENT | tenant.get("env_vars", {})
+    return tenant | {"env_vars": {name: value for name, value in mine.items() if name not in told}}
 
 
 @contextmanager

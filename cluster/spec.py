@@ -19,3 +19,6 @@ class ClusterSpec(Strict):
     block_seconds: Annotated[float, Field(gt=0)] = Field(
         7200, description="A block, or a part of an evaluation, that takes longer counts as stuck; its workers go."
     )
+    grace_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
+        300, description="How long a cancelled driver may take to finish the block at hand, before it is killed."
+    )

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cluster.errors import KarikomiError
-from jobs.commands import accounts, doctor, here, observe, releases, schedule
+from jobs.commands import accounts, cluster, doctor, here, observe, releases, schedule
 from jobs.commands.console import show_error
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     help="Makes a Transformer model smaller and faster: scores, prunes, repairs, measures, publishes.",
     epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 gate not met, 75 machines or store lost (retry), 130 stopped.",
 )
-for group in (here, releases, accounts, observe, doctor):
+for group in (here, cluster, releases, accounts, observe, doctor):
     app.add_typer(group.app)
 app.add_typer(schedule.app, name="schedule")
 

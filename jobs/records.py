@@ -3,6 +3,7 @@
     runs/<run>/job.yaml                     the job, as it was given
     runs/<run>/attempts/<n>/started.json    created once by whoever claims attempt n
     runs/<run>/attempts/<n>/progress.json   replaced every few seconds while it lives; its age tells a lost driver
+    runs/<run>/attempts/<n>/cancel.json     that somebody asked it to end, and how long it may take
     runs/<run>/attempts/<n>/ended.json      the exit code, what came out, and what it used
     runs/<run>/events/<n>.jsonl             every event of attempt n
     runs/<run>/logs/<n>.txt                 its driver's log, copied from the cluster
@@ -10,7 +11,10 @@
 A run's state is derived from these alone, so it is still there when the cluster is gone.
 """
 
+import getpass
 import itertools
+import os
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -91,6 +95,14 @@ class Figures(Record):
     worst_slice_increase: float | None
 
 
+class Cancel(Record):
+    """Somebody asked an attempt to end."""
+
+    by: str
+    at: datetime
+    grace_seconds: float = Field(description="After these it is ended in the middle of its block.")
+
+
 class Ended(Record):
     """How an attempt ended."""
 
@@ -149,17 +161,39 @@ class Run(Record):
 
 def claim(store: Store, run: str, tenant: str, name: str, by: str, cluster: str, job: bytes) -> Started:
     """Claims the run's next attempt: of several claimants at once each gets a number of its own."""
-    store.put(f"runs/{run}/job.yaml", job)
     for number in itertools.count(len(attempt_numbers(store, run)) + 1):
-        mine = Started(run=run, number=number, tenant=tenant, name=name, by=by, cluster=cluster, at=datetime.now(UTC))
-        if store.create(_key(run, number, "started"), mine.model_dump_json(indent=1).encode()):
+        if (mine := claim_number(store, run, number, tenant, name, by, cluster, job)) is not None:
             return mine
     raise AssertionError("unreachable")
+
+
+def claim_number(
+    store: Store, run: str, number: int, tenant: str, name: str, by: str, cluster: str, job: bytes
+) -> Started | None:
+    """Claims one attempt of a run by its number; None when somebody else has it: of several claimants one wins."""
+    store.put(f"runs/{run}/job.yaml", job)
+    mine = Started(run=run, number=number, tenant=tenant, name=name, by=by, cluster=cluster, at=datetime.now(UTC))
+    return mine if store.create(_key(run, number, "started"), mine.model_dump_json(indent=1).encode()) else None
 
 
 def note_progress(store: Store, started: Started, progress: Progress) -> None:
     """Replaces the attempt's heartbeat."""
     store.put(_key(started.run, started.number, "progress"), progress.model_dump_json(indent=1).encode())
+
+
+def note_cancel(store: Store, started: Started, cancel: Cancel) -> None:
+    """Records that an attempt was asked to end."""
+    store.put(_key(started.run, started.number, "cancel"), cancel.model_dump_json(indent=1).encode())
+
+
+def read_cancel(store: Store, started: Started) -> Cancel | None:
+    """Whether somebody asked an attempt to end."""
+    return _read(store, _key(started.run, started.number, "cancel"), Cancel)
+
+
+def log_key(started: Started) -> str:
+    """Where an attempt's log is kept."""
+    return f"runs/{started.run}/logs/{started.number}.txt"
 
 
 def note_end(store: Store, started: Started, ended: Ended) -> bool:
@@ -196,6 +230,15 @@ def list_runs(store: Store) -> Iterator[Run]:
     for name in store.folders("runs/"):
         if (run := read_run(store, name)) is not None:
             yield run
+
+
+def asked_by() -> str:
+    """Who asks: user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def _attempt(store: Store, run: str, number: int) -> Attempt:

@@ -1,9 +1,6 @@
 """One attempt at a run, from claim to end, told to the store: the same on a laptop and as a driver on a cluster."""
 
-import getpass
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +23,7 @@ from jobs.records import (
     Progress,
     Result,
     Started,
+    asked_by,
     claim,
     note_end,
     note_progress,
@@ -158,6 +156,7 @@ class AttemptLog:
                 ledger.open_account(self.store, self.job, self.started)
 
     def _keep_beating(self) -> None:
+        self._beat()
         while not self._over.wait(HEARTBEAT_SECONDS):
             self._beat()
 
@@ -226,12 +225,3 @@ def tolerant(attempt: str) -> Iterator[None]:
         yield
     except KarikomiError as error:
         log.warning("bookkeeping not written", attempt=attempt, error=str(error))
-
-
-def asked_by() -> str:
-    """Who asks: user@host."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

@@ -10,7 +10,7 @@ from cluster.storage import open_store
 from jobs import triggers
 from jobs.job import Job, dump_job
 from jobs.progress import Terminal
-from jobs.records import Ended, Progress, Started, claim, note_end, note_progress
+from jobs.records import Ended, Progress, claim, note_end, note_progress
 from jobs.run_due import Edges, Note
 from jobs.running import asked_by, carry_out
 from workflows.events import Listener
@@ -40,10 +40,9 @@ def start_on(cluster: str, job: Job, by: str, note: Note) -> None:
     Raises:
         KarikomiError: the cluster does not take it.
     """
-    from jobs.submission import submit  # type: ignore[import-not-found]
+    from jobs.submission import submit
 
-    started: Started = submit(job, cluster=cluster, by=by)
-    note(started)
+    note(submit(job, cluster=cluster, by=by).started)
 
 
 def edges_here(cluster: str | None, screen: Console, stop: Callable[[], bool]) -> Edges:
