@@ -233,7 +233,7 @@ def told_age(text: str) -> timedelta:
     Raises:
         InputError: it is none, or so short that a publisher at work would not be told from a dead one.
     """
-    found = re.fullmatch(r"(\d{1,4})([hdw])", text)
+    found = re.fullmatch(r"([0-9]{1,4})([hdw])", text)
     if not found:
         raise InputError(f"--older-than: {text!r} is no age", "Write a number with h, d or w, such as 7d.")
     age = timedelta(**{UNITS[found[2]]: int(found[1])})

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_report import make_report
+from reports_for_tests import make_report
 
 from cluster.errors import InputError, Unavailable
 from cluster.storage import open_store

@@ -14,7 +14,7 @@ from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 from models_for_tests import write_tiny_model
-from test_report import HOSTILE, make_report
+from reports_for_tests import HOSTILE, make_report
 
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
