@@ -10,7 +10,7 @@ from cluster.storage import open_store
 from jobs import triggers
 from jobs.job import Job, dump_job
 from jobs.progress import Terminal
-from jobs.records import Ended, Progress, claim, note_end, note_progress
+from jobs.records import Ended, Progress, Started, claim, note_end, note_progress, read_attempt
 from jobs.run_due import Edges, Note
 from jobs.running import asked_by, carry_out
 from workflows.events import Listener
@@ -37,12 +37,20 @@ def start_here(job: Job, by: str, note: Note, listener: Listener, stop: Callable
 def start_on(cluster: str, job: Job, by: str, note: Note) -> None:
     """Submits a job to a cluster's job server; it goes on by itself.
 
+    To submit a run that has come to its end does nothing; a schedule means the next attempt of it, since the model or
+    its data are others by now.
+
     Raises:
         KarikomiError: the cluster does not take it.
     """
-    from jobs.submission import submit
+    from jobs.submission import retry, submit
 
-    note(submit(job, cluster=cluster, by=by).started)
+    store = open_store(job.publish.to)
+    started: Started = submit(job, cluster=cluster, by=by).started
+    there = read_attempt(store, started.run, started.number)
+    if there is not None and there.ended is not None:
+        started = retry(store, started.run, cluster=cluster).started
+    note(started)
 
 
 def edges_here(cluster: str | None, screen: Console, stop: Callable[[], bool]) -> Edges:
