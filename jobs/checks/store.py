@@ -54,9 +54,7 @@ def store(uri: str) -> list[Finding]:
             with suppress(KarikomiError):
                 place.delete(f"{folder}/{key}")
         if isinstance(place, DirectoryStore):
-            shutil.rmtree(
-                Path(place.uri) / folder, ignore_errors=True
-            )  # with the lock of the swap
+            shutil.rmtree(Path(place.uri) / folder, ignore_errors=True)  # with the lock of the swap
     return findings
 
 
