@@ -14,23 +14,28 @@ A run's state is derived from these alone, so it is still there when the cluster
 import getpass
 import itertools
 import os
+import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import InputError
 from cluster.storage import MissingKey, Store
 from cluster.version import VERSION
+from workflows.recipe import Name
 
 HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0  # without a heartbeat
+ATTEMPT_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 Kind = TypeVar("Kind", bound="Record")
 Result = Literal["done", "rolled back", "gate not met", "bad input", "failed", "lost", "cancelled"]
 State = Literal["queued", "running"] | Result
+Held = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
@@ -44,11 +49,11 @@ class Started(Record):
 
     run: str
     number: int
-    tenant: str
-    name: str
+    tenant: Name
+    name: Name
     by: str = Field(description="Who asked, as user@host or a schedule's name.")
     cluster: str = Field(description="embedded, or the address it was submitted to.")
-    at: datetime
+    at: AwareDatetime
     karikomi: str = VERSION
 
     @property
@@ -60,9 +65,9 @@ class Started(Record):
 class Usage(Record):
     """What an attempt held of the machines, whether or not its steps came to an end."""
 
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    gpu_seconds: float = 0.0
+    seconds: Held = 0.0
+    cpu_seconds: Held = 0.0
+    gpu_seconds: Held = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -75,12 +80,12 @@ class Usage(Record):
 class Progress(Record):
     """How far an attempt is; `at` is its heartbeat."""
 
-    at: datetime
+    at: AwareDatetime
     step: str = ""
-    stage: int = 0
-    stages: int = 0
-    done: int = 0
-    total: int = 0
+    stage: Count = 0
+    stages: Count = 0
+    done: Count = 0
+    total: Count = 0
     gate: str = Field("", description="The last gate's numbers, as one sentence.")
     waits_for: str = Field("", description="What the run is waiting for; empty while it works.")
     usage: Usage = Usage()
@@ -106,7 +111,7 @@ class Cancel(Record):
 class Ended(Record):
     """How an attempt ended."""
 
-    at: datetime
+    at: AwareDatetime
     code: int
     result: Result
     sentence: str = Field(description="What happened, for a person: the verdict, or the error.")
@@ -202,8 +207,8 @@ def note_end(store: Store, started: Started, ended: Ended) -> bool:
 
 
 def attempt_numbers(store: Store, run: str) -> list[int]:
-    """Numbers of the attempts that were claimed, in order."""
-    return sorted(int(one) for one in store.folders(f"runs/{run}/attempts/") if one.isdigit())
+    """Numbers of the attempts that were claimed, in order; a folder that no claim makes is none."""
+    return sorted(int(one) for one in store.folders(f"runs/{run}/attempts/") if ATTEMPT_NUMBER.fullmatch(one))
 
 
 def read_run(store: Store, run: str) -> Run | None:
@@ -245,6 +250,8 @@ def _attempt(store: Store, run: str, number: int) -> Attempt:
     started = _read(store, _key(run, number, "started"), Started)
     if started is None:
         raise InputError(f"{store.uri}: {_key(run, number, 'started')} is gone")
+    if (started.run, started.number) != (run, number):
+        raise InputError(f"{store.uri}: {_key(run, number, 'started')} is that of {started.attempt}; it was put there")
     return Attempt(
         started=started,
         progress=_read(store, _key(run, number, "progress"), Progress),

@@ -10,7 +10,8 @@ from cluster.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class DataSource(Strict):
@@ -126,13 +127,13 @@ class Solver(Strict):
     damping: Annotated[float, Field(gt=0, le=1)] = Field(
         0.01, description="Share of the Gram's mean diagonal that is added to it; raised when Cholesky fails."
     )
-    rows: Annotated[int, Field(ge=1)] = Field(256, description="Rows of a matrix that one solve task takes.")
+    rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
 
 
 class Tune(Strict):
     """Repair of the surviving weights with DeepSpeed."""
 
-    steps: Annotated[int, Field(ge=1)] = Field(200, description="Optimizer steps.")
+    steps: Positive = Field(200, description="Optimizer steps.")
     batch: Positive = Field(1, description="Windows per rank and step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-5, description="Peak learning rate of AdamW.")
     warmup: Share = Field(0.1, description="Share of the steps over which the rate rises; then it falls as a cosine.")
@@ -141,7 +142,7 @@ class Tune(Strict):
     distill_weight: Share = Field(0.5, description="Weight of the KL term; the language-modelling loss gets the rest.")
     zero: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     ranks: Positive = Field(1, description="Training processes; part of the recipe, because it changes bits.")
-    retry_steps: Annotated[int, Field(ge=0)] = Field(
+    retry_steps: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="Extra steps that a stage may spend once more when its gate fails."
     )
 

@@ -45,7 +45,7 @@ CASES = [
     other("no memory", "memory_gib: 0"),
     other("a negative price", "price_per_hour_usd: -1"),
     other("a price of infinity", "price_per_hour_usd: .inf"),
-    other("a price in base 60", "price_per_hour_usd: 1:30"),
+    profile("a price in base 60", GOOD.replace("usd: 1", "usd: 1:30"), "1:30"),
     other("a price without a source", 'price_source: ""'),
     other("a source that steers the terminal", 'price_source: "\\e[2J"'),
     other("a date of a day", "price_date: 2026-01-01"),

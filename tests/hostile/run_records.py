@@ -86,7 +86,7 @@ CASES = [
         for record in ("started", "progress", "ended")
         for what, content in {
             "nothing": "", "a list": "[]", "a number": "5", "random bytes": bytes(range(256)), "nested deep": '{"at":' * 100_000,
-            "cut short": '{"at": "2026', "a name twice and nothing else": '{"at": 1, "at": 2}', "NaN": "NaN",
+            "cut short": '{"at": "2026', "other fields": '{"at": 1, "colour": 2}', "NaN": "NaN",
         }.items()
     ),
     changed("an attempt of another run", "started", {"run": "other-1"}, "other-1"),

@@ -11,12 +11,13 @@ from cluster.errors import KarikomiError
 
 KINDS = (
     "job_files",
+    "profiles",
     "model_directories",
     "weight_files",
+    "ggufs",
+    "data_files",
     "archives",
     "releases",
-    "profiles",
-    "data_files",
     "run_records",
 )
 CASES = [(kind, case) for kind in KINDS for case in importlib.import_module(f"hostile.{kind}").CASES]
@@ -55,5 +56,5 @@ def test_refused_at_once_by_name_and_nothing_done(case: Case, tmp_path, monkeypa
 
 
 def test_enough_of_them():
-    assert len(CASES) >= 100
+    assert len(CASES) >= 500
     assert len({(kind, case.name) for kind, case in CASES}) == len(CASES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from cluster.errors import InputError
@@ -15,6 +16,8 @@ from cluster.storage import MissingKey, open_store
 from workflows.recipe import DataSource
 
 BUILTIN = "builtin:python-docs"
+MOST_ROWS = 20_000_000  # of a Parquet file
+LARGEST_TEXT = 4 << 30  # bytes of a Parquet column, unpacked
 STATEMENTS = {
     "assert", "assignment", "async", "augassign", "await", "break", "class", "compound", "continue", "del", "else",
     "for", "function", "global", "if", "import", "nonlocal", "pass", "raise", "return", "try", "while", "with", "yield",
@@ -71,11 +74,16 @@ def _content(address: str) -> bytes:
     try:
         if address.startswith("s3://"):
             return open_store(folder).get(name)
-        return Path(address).expanduser().read_bytes()
+        path = Path(address).expanduser()
+        if path.exists() and not path.is_file():
+            raise InputError(f"{address} is no file")
+        return path.read_bytes()
     except (MissingKey, FileNotFoundError) as error:
         raise InputError(f"{address} is not there") from error
     except OSError as error:
         raise InputError(f"{address} cannot be read: {error.strerror}") from error
+    except (RuntimeError, ValueError) as error:  # the home of nobody; a NUL
+        raise InputError(f"{address} cannot be read: {error}") from error
 
 
 def _reader(source: DataSource) -> Callable[[bytes, DataSource], list[Document]]:
@@ -97,7 +105,7 @@ def _text(content: bytes, source: DataSource) -> list[Document]:
 
 def _jsonl(content: bytes, source: DataSource) -> list[Document]:
     documents = []
-    for number, line in enumerate(_decoded(content, source.source).splitlines(), 1):
+    for number, line in enumerate(_decoded(content, source.source).split("\n"), 1):  # U+2028 ends no line of JSON
         if not line.strip():
             continue
         try:
@@ -114,20 +122,59 @@ def _jsonl(content: bytes, source: DataSource) -> list[Document]:
 
 
 def _parquet(content: bytes, source: DataSource) -> list[Document]:
+    """Rows of a Parquet file. What it unpacks to is told by its own footer and dictionaries before it is unpacked."""
+    columns = list(dict.fromkeys(_columns(source)))
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
         names = file.schema_arrow.names
-        for column in _columns(source):
-            if column not in names:
-                raise InputError(f"{source.source}: no column {column!r}; there are: {', '.join(names)}")
-        rows = file.read(columns=list(dict.fromkeys(_columns(source)))).to_pylist()
-    except pyarrow.ArrowException as error:
+        for column in columns:
+            if names.count(column) != 1:
+                found = "no column" if column not in names else "more than one column"
+                raise InputError(f"{source.source}: {found} {column!r}; there are: {', '.join(names)}")
+            kind = file.schema_arrow.field(column).type
+            if not _is_text(kind):
+                raise InputError(f"{source.source}: {column!r} holds {kind}, not text")
+        if file.metadata.num_rows > MOST_ROWS:
+            raise InputError(f"{source.source}: {file.metadata.num_rows} rows; at most {MOST_ROWS} are read")
+        size = sum(_unpacked(file, column) for column in columns)
+        packed = pyarrow.parquet.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=columns)
+        table = packed.read(columns=columns) if size <= LARGEST_TEXT else None
+        if table is None or sum(_expanded(table[column]) for column in columns) > LARGEST_TEXT:
+            raise InputError(f"{source.source}: too much text; at most {LARGEST_TEXT >> 30} GiB are read")
+        table.validate(full=True)
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{source.source} is no readable Parquet file: {error}") from error
     documents = []
     for number, row in enumerate(rows, 1):
         values = [_cell(row[column], column, row, f"{source.source}: row {number}") for column in _columns(source)]
         documents.append(Document(values[0], values[-1]))
     return documents
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return bool(pyarrow.types.is_string(plain) or pyarrow.types.is_large_string(plain))
+
+
+def _unpacked(file: pyarrow.parquet.ParquetFile, column: str) -> int:
+    """Bytes of a column's pages once they are unpacked, as the footer tells."""
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+
+
+def _expanded(column: pyarrow.ChunkedArray) -> int:
+    """Bytes of a column's text once every row has its own."""
+    lengths = pyarrow.compute.binary_length
+    total = 0
+    for chunk in column.chunks:
+        if isinstance(chunk, pyarrow.DictionaryArray):
+            each = lengths(chunk.dictionary).take(chunk.indices)
+        else:
+            each = lengths(chunk)
+        total += pyarrow.compute.sum(each.cast(pyarrow.int64())).as_py() or 0
+    return total
 
 
 def _columns(source: DataSource) -> list[str]:
@@ -140,6 +187,10 @@ def _cell(value: object, column: str, row: dict[str, object], where: str) -> str
         raise InputError(f"{where}: no field {column!r}; there are: {', '.join(map(str, row))}")
     if not isinstance(value, str):
         raise InputError(f"{where}: {column!r} holds a {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, and no text
+        raise InputError(f"{where}: {column!r} holds half a character: {error.reason}") from error
     return value
 
 

@@ -1,7 +1,6 @@
 """A GGUF file becomes a stock Hugging Face directory, once: cached under the file's sha256."""
 
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -50,21 +49,30 @@ def _convert_into(file: Path, target: Path) -> None:
 
 
 def convert(file: Path, directory: Path) -> None:
-    """Writes the model and its tokenizer as a stock directory."""
+    """Writes the model and its tokenizer as a stock directory.
+
+    The file is read alone, from a directory that holds nothing else: configs or code beside it do not count, and the
+    cache is rightly named by its digest. Its structure is looked through before anything is built of it.
+
+    Raises:
+        InputError: it cannot be converted.
+    """
     try:
-        import gguf  # noqa: F401
+        from gguf import GGUFReader
     except ImportError as error:
         raise InputError("model: reading GGUF files needs a package", "pip install 'karikomi[gguf]'") from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = str(file.parent)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise InputError(f"model: {file} cannot be converted: {error}") from error
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / "model.gguf").symlink_to(file.absolute())
+        only_data = {"gguf_file": "model.gguf", "trust_remote_code": False, "local_files_only": True}
+        try:
+            GGUFReader(file)
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.bfloat16, **only_data)
+            tokenizer = AutoTokenizer.from_pretrained(alone, **only_data)
+        except Exception as error:  # neither reader promises anything of what it raises for a bad file
+            raise InputError(f"model: {file} cannot be converted: {type(error).__name__}: {error}") from error
     # transformers remembers that the weights came quantised; they are not any more.
     model.hf_quantizer = None
     for owner in (model, model.config):
