@@ -39,15 +39,16 @@ def read() -> list[Shown]:
 
 
 def missing(kinds: list[str]) -> list[tuple[str, int]]:
-    """Cases that are still to be run."""
+    """Cases that are still to be run; of every class one, then of every class another one."""
     done = {(one.kind, one.seed) for one in read()}
-    return [
+    cases = [
         (name, seed)
         for name in kinds
         if can_mount() or not KINDS[name].mounts
         for seed in range(KINDS[name].seeds)
         if (name, seed) not in done
     ]
+    return sorted(cases, key=lambda case: case[1])
 
 
 def run_place(cases: list[tuple[str, int]]) -> int:

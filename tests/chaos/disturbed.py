@@ -7,6 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.spec import ClusterSpec
@@ -76,6 +79,29 @@ def disturbed(stage: PruneStage, journal: Path, strikes: dict[str, int]) -> Dist
     made = Disturbed(**stage.__getstate__())
     made.journal, made.strikes = str(journal), strikes
     return made
+
+
+@contextmanager
+def when_done(stage: Disturbed, pieces: float, act: Callable[[], None]) -> Iterator[None]:
+    """Acts once so many pieces of work are begun, or never, if the block under this is over before.
+
+    Progress, not time: how fast a machine is must not decide what a seed shows.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while stage.worked() < pieces:
+            if over.wait(0.02):
+                return
+        act()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def chosen(seed: int, count: int, journal: Path, number: int = signal.SIGKILL) -> dict[str, int]:

@@ -2,14 +2,16 @@
 
 import os
 import random
+import signal
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import ray
-from disturbed import Disturbed, chosen, disturbed, journal_of, start_driver
+from disturbed import Disturbed, chosen, disturbed, journal_of, start_driver, when_done
 from faulty_proxy import Mix
 from oracle import clear_refusal, nothing_done_again, nothing_lost, step_records
 from small_disk import SmallDisk
@@ -129,26 +131,19 @@ def worker_shot(seed: int, world: World) -> Shown:
     expected = undisturbed(world)
     stage = fresh_stage(world)
     draw = random.Random(seed)
-    over = threading.Event()
     shot: list[str] = []
 
     def shoot() -> None:
-        for _ in range(3):
-            if over.wait(draw.uniform(0.2, 0.8) * expected.seconds):
-                return
-            if busy := busy_workers(os.getpid()):
-                victim, name = draw.choice(busy)
-                victim.kill()
-                shot.append(name)
+        if busy := busy_workers(os.getpid()):
+            victim, name = draw.choice(busy)
+            victim.kill()
+            shot.append(name)
 
-    shooter = threading.Thread(target=shoot)
     started = time.monotonic()
-    shooter.start()
-    try:
+    with ExitStack() as shooters:
+        for _ in range(3):
+            shooters.enter_context(when_done(stage, draw.uniform(0, 0.95) * expected.pieces, shoot))
         blocks, refused = run_until_done(stage)
-    finally:
-        over.set()
-        shooter.join()
     extra = time.monotonic() - started - expected.seconds
     assert hashes(blocks) == expected.blocks
     return shown("worker-outside", seed, stage, len(shot), refused, extra, world)
@@ -183,12 +178,9 @@ def driver_killed(seed: int, world: World) -> Shown:
         assert driver.stdout.readline() == "begun\n", driver.stderr.read()
         begun = time.monotonic()
         if number < 2:
-            try:
-                driver.wait(draw.uniform(0.1, 1.0) * expected.seconds)
-            except Exception:
-                driver.kill()
-                kills += 1
-            driver.communicate()
+            with when_done(stage, draw.uniform(number / 2, number / 2 + 0.45) * expected.pieces, driver.kill):
+                driver.communicate(timeout=PATIENCE)
+            kills += driver.returncode == -signal.SIGKILL
         else:
             said, errors = driver.communicate(timeout=PATIENCE)
             assert driver.returncode == 0, errors
@@ -206,9 +198,10 @@ def two_drivers(seed: int, world: World) -> Shown:
     expected = undisturbed(world)
     stage = fresh_stage(world)
     address = ray.get_runtime_context().gcs_address
-    drivers = []
-    for delay in (0, random.Random(seed).uniform(0, 1) * expected.seconds):
-        time.sleep(delay)
+    drivers = [start_driver(stage, address)]
+    second = threading.Event()
+    with when_done(stage, random.Random(seed).uniform(0, 0.8) * expected.pieces, second.set):
+        assert second.wait(PATIENCE)
         drivers.append(start_driver(stage, address))
     for driver in drivers:
         said, errors = driver.communicate(timeout=PATIENCE)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 import ray
-from disturbed import Disturbed, disturbed
+from disturbed import Disturbed, disturbed, when_done
 from engine_faults import busy_workers, fresh_stage, hashes, run
 from oracle import clear_refusal, nothing_lost
 from ray.cluster_utils import Cluster
@@ -85,22 +85,26 @@ def on_a_broken_node(seed: int, world: World, kind: str, strike: int) -> Shown:
     node = draw.choice([one for one in made.list_all_nodes() if one is not made.head_node])
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     workers = raylet.children(recursive=True)
-    timer = threading.Timer(draw.uniform(0.1, 0.9) * seconds, raylet.send_signal, [strike])
     stage = fresh_stage(world)
     recorded = []
+    struck = threading.Event()
+
+    def act() -> None:
+        raylet.send_signal(strike)
+        struck.set()
+
     started = time.monotonic()
-    timer.start()
     try:
-        assert hashes(run(stage, recorded, SPEC)) == blocks
+        with when_done(stage, draw.uniform(0.05, 0.8) * pieces, act):
+            assert hashes(run(stage, recorded, SPEC)) == blocks
     finally:
-        timer.join()
+        assert struck.is_set()
         extra = time.monotonic() - started - seconds
         wait_for(lambda: not alive(node), "Ray does not notice that the node is gone")
         if strike == signal.SIGSTOP:
             raylet.send_signal(signal.SIGCONT)  # what it still believes to own must do no harm
-        wait_for(lambda: not raylet.is_running() or raylet.status() == psutil.STATUS_ZOMBIE, "the raylet stays")
-        for worker in workers:
-            wait_for(lambda worker=worker: not worker.is_running(), "a dead node's worker stays")
+        for process in (raylet, *workers):
+            wait_for(lambda process=process: ended(process), f"{process} of the dead node stays")
         made.remove_node(node, allow_graceful=False)
         made.add_node(num_cpus=2)
         made.wait_for_nodes()
@@ -121,22 +125,20 @@ def worker_frozen(seed: int, world: World) -> Shown:
 
     def freeze() -> None:
         deadline = time.monotonic() + seconds
-        while not frozen and time.monotonic() < deadline:
+        while not frozen and time.monotonic() < deadline:  # between two tasks nobody is busy
             if busy := [process for root in roots for process, _ in busy_workers(root)]:
                 victim = draw.choice(busy)
                 victim.suspend()
                 frozen.append(victim)
 
-    timer = threading.Timer(draw.uniform(0.1, 0.6) * seconds, freeze)
     stage = fresh_stage(world)
     recorded = []
+    spec = SPEC.model_copy(update={"block_seconds": max(15.0, seconds)})
     started = time.monotonic()
-    timer.start()
     try:
-        spec = SPEC.model_copy(update={"block_seconds": max(15.0, seconds)})
-        assert hashes(run(stage, recorded, spec)) == blocks
+        with when_done(stage, draw.uniform(0.05, 0.8) * pieces, freeze):
+            assert hashes(run(stage, recorded, spec)) == blocks
     finally:
-        timer.join()
         extra = time.monotonic() - started - seconds
         for victim in frozen:
             if victim.is_running():
@@ -152,6 +154,14 @@ def worker_frozen(seed: int, world: World) -> Shown:
         worked=stage.worked(),
         needed=pieces,
     )
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process is over; nobody may have asked how it ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def alive(node) -> bool:
