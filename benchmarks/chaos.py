@@ -26,10 +26,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, FOLDERS), os.environ.get("PYTHONPATH", "")])
 sys.path[:0] = map(str, FOLDERS)
 
-from kinds import KINDS  # noqa: E402
-from small_disk import can_mount  # noqa: E402
-from tally import Shown, table  # noqa: E402
-from world import World  # noqa: E402
+from kinds import KINDS
+from small_disk import can_mount
+from tally import Shown, table
+from world import World
 
 
 def read() -> list[Shown]:

@@ -24,7 +24,7 @@ from jobs.notice import NOT_KEPT, Notice, Told
 from jobs.records import Ended, Record, Started, attempt_numbers, read_run
 from jobs.redacting import hold_back
 from jobs.webhooks import NotDelivered, Patience, send, signed
-from workflows.publishing import Manifest, find_version
+from workflows.release import Manifest, find_version
 
 log = structlog.get_logger()
 SECRET = "KARIKOMI_WEBHOOK_SECRET"

@@ -104,7 +104,7 @@ class Cancel(Record):
     """Somebody asked an attempt to end."""
 
     by: str
-    at: datetime
+    at: AwareDatetime
     grace_seconds: float = Field(description="After these it is ended in the middle of its block.")
 
 

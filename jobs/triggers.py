@@ -12,8 +12,8 @@ from jobs.schedules import Schedule
 from workflows.compress import CACHE, compress
 from workflows.evaluation.live import judge_live
 from workflows.models.source import resolve_source
-from workflows.publishing import find_version
 from workflows.recipe import DataSource
+from workflows.release import find_version
 from workflows.steps import NotDone, digest
 
 SETTLED = timedelta(seconds=60)  # a model whose files changed later than this ago may still be being written

@@ -30,9 +30,9 @@ class Patience:
 
     @property
     def in_all(self) -> float:
-        """The longest that sending can take when every try runs out: 26 s by default."""
+        """The longest that sending can take when every try runs out: 27.5 s by default."""
         waits = sum(min(self.first_wait * 2**number, self.longest_wait) for number in range(self.tries - 1))
-        return self.tries * self.answer + waits + self.first_wait * self.tries + 0.5
+        return self.tries * self.answer + waits + self.first_wait * self.tries + 2.0
 
 
 class NotDelivered(Exception):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cluster.errors import KarikomiError
 from cluster.storage import Store, Stored
-from workflows.publishing import Pointer, pull
+from workflows.publishing import pull
+from workflows.release import Pointer
 
 
 def verified_versions(store: Store) -> dict[str, Pointer]:

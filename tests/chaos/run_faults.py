@@ -20,7 +20,7 @@ from test_run import write_job
 from world import World
 
 from cluster.storage import open_store
-from workflows.publishing import find_version
+from workflows.release import find_version
 
 PATIENCE = 900  # seconds after which a run has hung
 ROLES = {

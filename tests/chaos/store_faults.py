@@ -13,7 +13,8 @@ from world import World
 from cluster import s3_store
 from cluster.errors import Unavailable
 from cluster.storage import Store, Stored, open_store
-from workflows.publishing import model_digest, publish, pull
+from workflows.publishing import publish, pull
+from workflows.release import model_digest
 
 DOCUMENTS = {"REPORT.json": "{}", "REPORT.html": "<p>", "PROVENANCE.json": "{}"}
 TOGETHER = {"refuse": 0.04, "fail": 0.04, "slow": 0.02, "reset": 0.04, "lose": 0.04, "cut": 0.04}

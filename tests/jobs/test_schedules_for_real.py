@@ -20,7 +20,7 @@ from jobs.schedules import Schedule
 from jobs.scheduling import apply
 from jobs.starting import edges_here
 from workflows.models.source import resolve_source
-from workflows.publishing import find_version
+from workflows.release import find_version
 
 PART = {"source": "builtin:python-docs", "length": 32}
 PATIENCE = 240

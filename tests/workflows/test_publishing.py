@@ -15,7 +15,8 @@ from faulty_proxy import FaultyProxy, Once
 from cluster import s3_store
 from cluster.errors import InputError, Unavailable
 from cluster.storage import open_store
-from workflows.publishing import find_version, model_digest, publish, pull
+from workflows.publishing import publish, pull
+from workflows.release import find_version, model_digest
 
 DOCUMENTS = {"REPORT.json": b"{}", "PROVENANCE.json": b"{}"}
 
