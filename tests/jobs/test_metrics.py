@@ -203,16 +203,10 @@ def test_where_it_cannot_go_is_said(tmp_path):
         write_whole(tmp_path / "directory", b"")
     assert [one.name for one in tmp_path.iterdir()] == ["directory"], "nothing is left behind"
     store = open_store(str(tmp_path))
-<<<<<<< HEAD
-    for address in ("nowhere", "127.0.0.1:x", ":1", "127.0.0.1:99999", f"127.0.0.1:{s3.ports['s3']}"):
-        with pytest.raises(InputError, match="--listen"):
-            serve(store, 7, address)
-=======
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for address in ("nowhere", "127.0.0.1:x", ":1", "127.0.0.1:99999", f"127.0.0.1:{taken.getsockname()[1]}"):
             with pytest.raises(InputError, match="--listen"):
                 serve(store, 7, address)
->>>>>>> h6
 
 
 def test_a_store_out_of_reach_is_a_metric_and_no_broken_scrape(monkeypatch):
