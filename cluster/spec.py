@@ -11,7 +11,8 @@ class ClusterSpec(Strict):
     """Where and how wide the work runs. Nothing in here changes the result's bytes."""
 
     address: str = Field(
-        "embedded", description="Address of a Ray cluster, or embedded: one is started for this run alone."
+        "embedded",
+        description="embedded: a Ray is started for this run alone; an address of Ray; or, to submit to, http://HOST:8265.",
     )
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Shard workers; each holds its shards only.")
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] = Field(0, description="GPUs, or a share of one, per worker.")

@@ -29,8 +29,13 @@ def cancel(store: Store, run: str, cluster: str | None = None, grace: float | No
     started = view.last.started
     if view.last.ended is None and not started.cluster.startswith("http"):
         raise InputError(f"{started.attempt} runs on {started.by}'s machine", "Press Ctrl-C there.")
-    jobs = RayJobs(cluster or started.cluster)
-    view = look(store, run, jobs)
+    try:
+        jobs = RayJobs(cluster or started.cluster)
+        view = look(store, run, jobs)
+    except Unavailable:
+        if view.state != "queued":
+            raise
+        return never_begun(store, view)  # its driver looks before it begins, should the cluster come back
     if view.over:
         raise InputError(f"{started.attempt} is {view.state} already", f"`karikomi explain {run}` says why.")
     limit = parse_job(store.get(f"runs/{run}/job.yaml").decode(), "job.yaml").cluster.grace_seconds
@@ -38,11 +43,10 @@ def cancel(store: Store, run: str, cluster: str | None = None, grace: float | No
     now = datetime.now(UTC)
     note_cancel(store, started, Cancel(by=asked_by(), at=now, grace_seconds=patience))
     if view.state == "queued" and (view.seen is None or view.seen.job is None or view.seen.job.status == "PENDING"):
-        sentence = "cancelled before it began"
-        note_end(store, started, Ended(at=now, code=Cancelled.exit_code, result="cancelled", sentence=sentence))
+        ended = never_begun(store, view)
         if view.seen and view.seen.job:
             jobs.stop(started.attempt)
-        return look(store, run, None)
+        return ended
     jobs.stop(started.attempt)
     if not wait_for(lambda: look(store, run, jobs).over and freed(jobs, started.attempt), patience + BEYOND_GRACE):
         held = ", ".join(jobs.holds(job.job_id)) if (job := jobs.look(started.attempt)) and job.job_id else "its place"
@@ -50,6 +54,14 @@ def cancel(store: Store, run: str, cluster: str | None = None, grace: float | No
             f"{started.attempt} was told to end, but still holds {held}", f"`karikomi explain {run}` looks again."
         )
     return look(store, run, None)
+
+
+def never_begun(store: Store, view: View) -> View:
+    """Ends an attempt that waits in Ray's queue; Ray lets go of it when its turn comes, and nothing runs."""
+    sentence, now = "cancelled before it began", datetime.now(UTC)
+    ended = Ended(at=now, code=Cancelled.exit_code, result="cancelled", sentence=sentence)
+    note_end(store, view.last.started, ended)
+    return look(store, view.run.run, None)
 
 
 def freed(jobs: RayJobs, attempt: str) -> bool:

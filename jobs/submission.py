@@ -6,7 +6,7 @@ name only once, so that the same request, made twice, is one attempt.
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cluster.errors import InputError
@@ -51,9 +51,8 @@ def submit(job: Job, cluster: str | None = None, grace: int | None = None, by: s
         Unavailable: cluster or store are out of reach.
     """
     url = cluster_url(cluster, job.cluster.address)
-    job, moved = absolute_paths(job)
-    if grace is not None:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
+    admission, remarks = prepared(job, grace)
+    job = admission.job
     check(job)
     jobs, store = RayJobs(url), open_store(job.publish.to)
     while True:
@@ -66,10 +65,10 @@ def submit(job: Job, cluster: str | None = None, grace: int | None = None, by: s
                 where = view.last.started
                 return Submission(where, False, (f"{where.attempt} is {view.state} already on {where.cluster}.",))
             if not view.over:  # claimed by somebody who did not come to submit it
-                return start(job, view.last.started, jobs, moved)
+                return start(admission, view.last.started, jobs, remarks)
         number = found.last.started.number + 1 if found else 1
         if (started := claimed(store, job, number, url, by)) is not None:
-            return start(job, started, jobs, moved)
+            return start(admission, started, jobs, remarks)
 
 
 def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> Iterator[str]:
@@ -81,12 +80,10 @@ def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> 
     from jobs.planning import sentences
 
     url = cluster_url(cluster, job.cluster.address)
-    job, moved = absolute_paths(job)
-    if grace is not None:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
+    admission, remarks = prepared(job, grace)
+    job = admission.job
     yield from sentences(job)
-    admission = admit(job)
-    yield from (*moved, *admission.sentences)
+    yield from remarks
     jobs, found = RayJobs(url), read_run(open_store(job.publish.to), job.run)
     number = found.last.started.number + 1 if found else 1
     started = Started(
@@ -121,10 +118,11 @@ def retry(store: Store, run: str, cluster: str | None = None, only: frozenset[St
         raise InputError(f"{view.last.started.attempt} is {view.state}", f"`karikomi watch {run}` follows it.")
     if view.state not in only:
         raise InputError(f"{run} is {view.state}, not {' or '.join(sorted(only))}", f"`karikomi retry {run}` tries it.")
+    admission = replace(admit(job), job=job)  # the run is what it was, whatever its tenant's defaults are now
     number = view.last.started.number + 1
     if (started := claimed(store, job, number, jobs.url, None)) is None:
         raise InputError(f"{run}: somebody else has just started attempt {number}", f"`karikomi watch {run}`")
-    return start(job, started, jobs, ())
+    return start(admission, started, jobs, admission.sentences)
 
 
 def resume(store: Store, run: str, cluster: str | None = None) -> Submission:
@@ -151,13 +149,25 @@ def watch(store: Store, run: str, cluster: str | None, on_view: Callable[[View],
     return follow(store, run, jobs_of(store, run, cluster), on_view, again)
 
 
-def start(job: Job, started: Started, jobs: RayJobs, remarks: tuple[str, ...]) -> Submission:
-    """Hands a claimed attempt to Ray."""
-    admission = admit(job)
+def start(admission: Admission, started: Started, jobs: RayJobs, remarks: tuple[str, ...]) -> Submission:
+    """Hands a claimed attempt to Ray; one that somebody else has handed over meanwhile is left to it."""
     with entrypoint(admission, started, jobs.nodes()) as (entry, where):
-        jobs.submit(entry)
+        fresh = jobs.submit(entry)
     told = f"{started.attempt} is submitted to {jobs.url}."
-    return Submission(started, True, (*remarks, *admission.sentences, where, told))
+    return Submission(started, fresh, (*remarks, where, told))
+
+
+def prepared(job: Job, grace: int | None) -> tuple[Admission, tuple[str, ...]]:
+    """A job that may be submitted, its paths absolute, and what was changed and decided, in words.
+
+    Raises:
+        InputError: its tenant may not.
+    """
+    job, moved = absolute_paths(job)
+    if grace is not None:
+        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
+    admission = admit(job)
+    return admission, (*moved, *admission.sentences)
 
 
 def admit(job: Job) -> Admission:

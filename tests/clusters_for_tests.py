@@ -82,9 +82,14 @@ class RayCluster:
     def add_node(self, node: NodeOf) -> subprocess.Popen:
         """Starts one more node and waits for it: two that start at once take each other's socket."""
         before = self.alive()
-        self.processes.append(self._start(node, head=False))
+        for again in (True, True, False):  # Ray itself gives a node 30 s, which a busy machine may not have
+            process = self._start(node, head=False)
+            self._wait_for("node", lambda one=process: self.alive() > before or one.poll() is not None)
+            if process.poll() is None or not again:
+                break
+        self.processes.append(process)
         self._wait_for("node", lambda: self.alive() > before)
-        return self.processes[-1]
+        return process
 
     def alive(self) -> int:
         """How many nodes the head counts; 0 before it answers."""
@@ -123,7 +128,7 @@ class RayCluster:
             f"--object-store-memory={150 << 20}", "--min-worker-port=0", "--max-worker-port=0",
             "--dashboard-agent-listen-port=0", "--disable-usage-stats",
         ]  # fmt: skip
-        log = (self.directory / f"node-{len(self.processes)}.log").open("w")
+        log = (self.directory / f"node-{len(self.processes)}.log").open("a")
         return subprocess.Popen(
             command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
