@@ -278,9 +278,9 @@ class Turn:
             self.edges.start(schedule.job, self.asker(fire), note)
         except Cancelled:
             raise  # it is in the run's records; the next call tells of it
-        except KarikomiError as error:
+        except Exception as error:  # whatever ended a run must not keep other schedules from theirs; it is recorded
             if fires.read_fire(self.store, self.name, fire.id)[0].attempts == fire.attempts:  # it never got that far
-                if isinstance(error, Unavailable):
+                if not isinstance(error, KarikomiError) or isinstance(error, Unavailable):
                     raise
                 yield self.failed(fire, error)
                 return

@@ -346,3 +346,20 @@ def test_a_turn_reads_only_what_is_open(world, monkeypatch):
     monkeypatch.setattr(fires, "read_fire", lambda *a, real=fires.read_fire: read.append(a) or real(*a))
     assert list(Turn(open_store(world.to), "weekly", world.edges()).tell()) == []
     assert read == []
+
+
+def test_an_error_that_nobody_foresaw_ends_its_run_alone(world):
+    for name in ("a", "b"):
+        job = schedule(world.to).job.model_dump() | {"name": name}
+        world.apply(schedule(world.to, name=name, job=job))
+    world.now = utc("2026-10-20T01:00")
+    edges = world.edges()
+
+    def start(job, by, note):
+        world.result = "failed" if job.name == "a" else "done"
+        world.start(job, by, note)
+        if job.name == "a":
+            raise ZeroDivisionError
+
+    told = run_due(open_store(world.to), type(edges)(**{**edges.__dict__, "start": start}))
+    assert [(one.schedule, one.what, one.code) for one in told] == [("a", "failed", 1), ("b", "done", 0)]
