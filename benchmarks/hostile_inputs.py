@@ -1,6 +1,6 @@
 """Times every hostile input of tests/hostile in one warm process, and prints the table of benchmarks/hostile.md.
 
-python benchmarks/hostile.py
+python benchmarks/hostile_inputs.py
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import hostile.test_hostile as tests
-from hostile.cases import good_model
-from hostile.watch import watching
+import hostile.test_hostile as tests  # noqa: E402
+from hostile.cases import good_model  # noqa: E402
+from hostile.watch import watching  # noqa: E402
 
-from cluster.errors import KarikomiError
+from cluster.errors import KarikomiError  # noqa: E402
 
 
 def main() -> None:
