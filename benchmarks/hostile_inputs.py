@@ -1,6 +1,6 @@
 """Times every hostile input of tests/hostile in one warm process, and prints the table of benchmarks/hostile.md.
 
-python benchmarks/hostile.py
+python benchmarks/hostile_inputs.py
 """
 
 import os
