@@ -103,8 +103,10 @@ def on_a_broken_node(seed: int, world: World, kind: str, strike: int) -> Shown:
         wait_for(lambda: not alive(node), "Ray does not notice that the node is gone")
         if strike == signal.SIGSTOP:
             raylet.send_signal(signal.SIGCONT)  # what it still believes to own must do no harm
-        for process in (raylet, *workers):
-            wait_for(lambda process=process: ended(process), f"{process} of the dead node stays")
+        wait_for(lambda: ended(raylet), "the raylet stays")
+        for worker in workers:  # idle ones do not always notice that their raylet is gone
+            if not ended(worker):
+                worker.kill()
         made.remove_node(node, allow_graceful=False)
         made.add_node(num_cpus=2)
         made.wait_for_nodes()
