@@ -164,7 +164,7 @@ def run_blocks(
             with gang(spec, cpus_per_worker) as group:
                 _attempt(work, group, spec, blocks, note, stop)
         except MachinesLost as error:
-            lost = 1 if len(blocks) > begun else lost + 1
+            lost = 0 if len(blocks) > begun else lost + 1
             if lost == GANGS:
                 raise
             log.warning("%s; other machines go on at block %d", error.message, len(blocks))

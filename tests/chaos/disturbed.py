@@ -39,7 +39,8 @@ class Disturbed(PruneStage):
         if piece in self.strikes:
             mark = Path(f"{self.journal}-{hashlib.sha256(piece.encode()).hexdigest()[:12]}")
             try:
-                mark.open("x").close()
+                with mark.open("x") as file:
+                    file.write(str(os.getpid()))
             except FileExistsError:
                 return
             os.kill(os.getpid(), self.strikes[piece])
@@ -64,9 +65,9 @@ class Disturbed(PruneStage):
         self.piece("assemble", block)
         return super().assemble(block, results)
 
-    def struck(self) -> int:
-        """How many strikes were done."""
-        return len(list(Path(self.journal).parent.glob(f"{Path(self.journal).name}-*")))
+    def struck(self) -> list[int]:
+        """The processes that were struck."""
+        return [int(mark.read_text()) for mark in Path(self.journal).parent.glob(f"{Path(self.journal).name}-*")]
 
     def worked(self) -> int:
         """Pieces begun so far."""

@@ -77,7 +77,7 @@ def run(stage: Disturbed, recorded: list[Stored], spec: ClusterSpec = SPEC) -> l
     return run_blocks(stage, spec, 1, list(recorded), lambda block, stored: recorded.append(stored), lambda: False)
 
 
-def run_until_done(stage: Disturbed, after_refusal=lambda: None) -> tuple[list[Stored], int]:
+def run_until_done(stage: Disturbed, after_refusal=lambda: None, spec: ClusterSpec = SPEC) -> tuple[list[Stored], int]:
     """The same call until it gets there: the blocks, and how many attempts refused.
 
     Whatever was recorded stays as it is and is not done again; the caller is told of every refusal.
@@ -87,7 +87,7 @@ def run_until_done(stage: Disturbed, after_refusal=lambda: None) -> tuple[list[S
     while True:
         before = list(recorded)
         try:
-            blocks = run(stage, recorded)
+            blocks = run(stage, recorded, spec)
         except Unavailable as error:
             clear_refusal(error)
             refused += 1
@@ -123,7 +123,7 @@ def worker_struck(seed: int, world: World) -> Shown:
     blocks, refused = run_until_done(stage)
     extra = time.monotonic() - started - expected.seconds
     assert hashes(blocks) == expected.blocks
-    return shown("worker", seed, stage, stage.struck(), refused, extra, world)
+    return shown("worker", seed, stage, len(stage.struck()), refused, extra, world)
 
 
 def worker_shot(seed: int, world: World) -> Shown:
@@ -160,6 +160,34 @@ def busy_workers(root: int) -> list[tuple[psutil.Process, str]]:
         if name.startswith(AT_WORK):  # not the raylet's own agents, whose end is the raylet's end
             found.append((process, name))
     return sorted(found, key=lambda one: one[0].pid)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process is over; nobody may have asked how it ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def worker_frozen(seed: int, world: World) -> Shown:
+    """A process freezes within a piece of work; nothing in Ray notices that, so the engine's own time limit does.
+
+    It thaws when others have done its work: what it still writes then must do no harm.
+    """
+    expected = undisturbed(world)
+    stage = fresh_stage(world, chosen(seed, 1, expected.journal, signal.SIGSTOP))
+    started = time.monotonic()
+    limit = SPEC.model_copy(update={"block_seconds": max(15.0, expected.seconds)})
+    try:
+        blocks, refused = run_until_done(stage, spec=limit)
+    finally:
+        for victim in map(psutil.Process, filter(psutil.pid_exists, stage.struck())):
+            victim.resume()
+    extra = time.monotonic() - started - expected.seconds
+    assert hashes(blocks) == expected.blocks
+    nothing_lost(open_store(stage.before.store), blocks)
+    return shown("worker-frozen", seed, stage, len(stage.struck()), refused, extra, world)
 
 
 def driver_killed(seed: int, world: World) -> Shown:

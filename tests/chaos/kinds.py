@@ -45,13 +45,13 @@ KINDS = {
     "disk": Kind("disk full, publish", "store_faults.disk_full", 30, "stores", mounts=True),
     "worker": Kind("worker or task killed within a piece of work", "engine_faults.worker_struck", 10, "engine"),
     "worker-outside": Kind("worker process killed at a random time", "engine_faults.worker_shot", 10, "engine"),
+    "worker-frozen": Kind("worker or task frozen within a piece of work", "engine_faults.worker_frozen", 6, "engine"),
     "driver": Kind("driver killed while pruning", "engine_faults.driver_killed", 6, "engine"),
     "two-drivers": Kind("two drivers prune one run", "engine_faults.two_drivers", 4, "engine"),
     "engine-network": Kind("network broken, pruning", "engine_faults.engine_network", 6, "engine"),
     "engine-disk": Kind("disk full, pruning", "engine_faults.engine_disk_full", 8, "engine", mounts=True),
     "node": Kind("raylet of a node killed", "node_faults.node_killed", 5, "nodes"),
     "node-frozen": Kind("raylet of a node frozen, thawed later", "node_faults.node_frozen", 5, "nodes"),
-    "worker-frozen": Kind("worker process frozen", "node_faults.worker_frozen", 5, "nodes"),
     "object-store": Kind(
         "Ray's object store and its disk full", "node_faults.object_store_full", 3, "alone", mounts=True
     ),

@@ -21,8 +21,8 @@ WITH_EVERY_CHANGE = {
     "engine": {"worker": [1], "engine-disk": [1]},
 }
 SLOW = {
-    "engine": {"worker-outside": [1], "driver": [1], "two-drivers": [1], "engine-network": [1]},
-    "nodes": {"node": [1], "node-frozen": [1], "worker-frozen": [1]},
+    "engine": {"worker-outside": [1], "worker-frozen": [1], "driver": [1], "two-drivers": [1], "engine-network": [1]},
+    "nodes": {"node": [1], "node-frozen": [1]},
     "alone": {"object-store": [1]},
     "runs": {"run": [1], "two-runs": [1], "run-disk": [1]},
 }
