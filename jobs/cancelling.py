@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from cluster.errors import Cancelled, InputError, Unavailable
 from cluster.ray_jobs import RayJobs
 from cluster.storage import Store
+from jobs.closing import close
 from jobs.following import View, look, wait_for
 from jobs.job import parse_job
-from jobs.records import Cancel, Ended, asked_by, note_cancel, note_end
+from jobs.records import Cancel, Ended, asked_by, note_cancel
 
 BEYOND_GRACE = 120.0  # seconds that Ray may take to see a driver's end
 
@@ -60,7 +61,7 @@ def never_begun(store: Store, view: View) -> View:
     """Ends an attempt that waits in Ray's queue; Ray lets go of it when its turn comes, and nothing runs."""
     sentence, now = "cancelled before it began", datetime.now(UTC)
     ended = Ended(at=now, code=Cancelled.exit_code, result="cancelled", sentence=sentence)
-    note_end(store, view.last.started, ended)
+    close(store, view.last.started, ended)
     return look(store, view.run.run, None)
 
 

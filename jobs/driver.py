@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.credentials import adopt
 from cluster.errors import Cancelled, KarikomiError
 from cluster.storage import Store, open_store
 from jobs.commands.console import quiet_libraries, say, show_error
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with draining() as drain:  # first of all: a cancel may come at once
         try:
+            adopt()  # a tenant's keys, before anything is read
             job = read_job(given.job)
             store = open_store(job.publish.to)
             started = find_started(store, job, given.attempt)

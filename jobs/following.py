@@ -10,8 +10,10 @@ from cluster.errors import InputError, Unavailable
 from cluster.ray_facts import Cluster
 from cluster.ray_jobs import RayJobs
 from cluster.storage import MissingKey, Store
+from jobs.closing import close
 from jobs.explaining import Explanation, ending_by_ray, explain_attempt, merged_state
-from jobs.records import LOST_AFTER_SECONDS, Attempt, Run, Started, State, log_key, note_end, read_run
+from jobs.notifying import RETRIES_LEFT
+from jobs.records import LOST_AFTER_SECONDS, Attempt, Run, Started, State, log_key, read_run
 
 LOOK_AGAIN = 0.5  # seconds
 ENDED: frozenset[State] = frozenset(("done", "rolled back", "gate not met", "bad input", "failed", "lost", "cancelled"))
@@ -113,7 +115,10 @@ def settle(store: Store, attempt: Attempt, seen: Cluster, jobs: RayJobs) -> bool
     if seen.job is not None:
         keep_log(store, started, jobs)
     # The driver may have written its own end since we read; the first is believed.
-    note_end(store, started, ended.model_copy(update={"usage": attempt.usage}))
+    again = seen.job is not None and seen.job.metadata.get(RETRIES_LEFT, "0") != "0"
+    close(
+        store, started, ended.model_copy(update={"usage": attempt.usage}), tell=not (again and ended.result == "lost")
+    )
     return True
 
 

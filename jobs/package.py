@@ -17,6 +17,7 @@ from cluster.version import VERSION
 from jobs.admission import Admission
 from jobs.explaining import ASKS, LABELS, asked
 from jobs.job import Job, dump_job
+from jobs.notifying import RETRIES_LEFT
 from jobs.records import Started
 
 JOB_FILE = "job.yaml"
@@ -41,13 +42,23 @@ def packed(job: Job) -> Iterator[Path]:
 
 
 @contextmanager
-def entrypoint(admission: Admission, started: Started, nodes: Sequence[RayNode]) -> Iterator[tuple[Entrypoint, str]]:
-    """What is submitted for an attempt, and where its driver will run, in words; its directory lives with the block."""
+def entrypoint(
+    admission: Admission, started: Started, nodes: Sequence[RayNode], retries: int = 0
+) -> Iterator[tuple[Entrypoint, str]]:
+    """What is submitted for an attempt, and where its driver will run, in words; its directory lives with the block.
+
+    Args:
+        admission: the job, and what its driver takes.
+        started: the attempt.
+        nodes: of the cluster.
+        retries: how often whoever submits will try again when machines are lost; only the last such loss is told.
+    """
     labels, where = place_of_driver(nodes)
     asks = {"CPU": DRIVER_CPUS} | admission.resources
     told = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(admission.job.cluster.grace_seconds),
         "KARIKOMI_DRIVER_CPUS": f"{DRIVER_CPUS:g}",  # see cluster/remote.py
+        RETRIES_LEFT: str(retries),
     }
     with packed(admission.job) as directory:
         entry = Entrypoint(
@@ -60,7 +71,7 @@ def entrypoint(admission: Admission, started: Started, nodes: Sequence[RayNode])
             labels=labels,
             metadata={
                 "karikomi": VERSION, "run": started.run, "tenant": started.tenant, "by": started.by,
-                ASKS: json.dumps(asks), LABELS: json.dumps(labels),
+                ASKS: json.dumps(asks), LABELS: json.dumps(labels), RETRIES_LEFT: str(retries),
             },
         )  # fmt: skip
         yield entry, f"Its driver takes {asked(asks)}, {where}."

@@ -69,4 +69,6 @@ def sentences(job: Job) -> Iterator[str]:
     yield from admission.sentences
     yield f"Done already: {', '.join(done) if done else 'nothing'}."
     yield f"Next: {following}." if following else "Nothing is left to do."
+    for one in job.notify:
+        yield f"Tells {one.target} when it is {', '.join(one.on)}."
     yield f"Publishes {job.name}@{job.publish.version} to {job.publish.to}."

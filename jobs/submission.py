@@ -12,12 +12,19 @@ from datetime import UTC, datetime
 from cluster.errors import InputError
 from cluster.ray_jobs import RayJobs
 from cluster.storage import Store, open_store
+from jobs import admitting as rules
+from jobs import ledger
 from jobs.admission import Admission
 from jobs.cancelling import cancel
+from jobs.estimating import let_in
 from jobs.following import ENDED, View, follow, jobs_of, look
 from jobs.job import Job, dump_job, parse_job
 from jobs.package import absolute_paths, entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
+from jobs.tenants import load_tenants
+from workflows.compress import CACHE, compress
+from workflows.models.source import resolve_source
+from workflows.steps import NotDone
 
 FINAL: frozenset[State] = frozenset(("done", "rolled back", "gate not met"))
 
@@ -37,7 +44,9 @@ class Submission:
     sentences: tuple[str, ...]
 
 
-def submit(job: Job, cluster: str | None = None, grace: int | None = None, by: str | None = None) -> Submission:
+def submit(
+    job: Job, cluster: str | None = None, grace: int | None = None, by: str | None = None, retries: int = 0
+) -> Submission:
     """Submits a job to a cluster, unless it is on its way or done.
 
     Args:
@@ -45,13 +54,14 @@ def submit(job: Job, cluster: str | None = None, grace: int | None = None, by: s
         cluster: http(s) address of the cluster; by default as in `cluster_url`.
         grace: seconds that a cancelled driver may take; by default the job's `cluster.grace_seconds`.
         by: who asks; by default user@host.
+        retries: how often the caller will try again after lost machines, see `watch`.
 
     Raises:
         InputError: the job cannot be carried out, or the cluster refuses the token.
         Unavailable: cluster or store are out of reach.
     """
     url = cluster_url(cluster, job.cluster.address)
-    admission, remarks = prepared(job, grace)
+    admission, remarks = prepared(job, grace, by)
     job = admission.job
     check(job)
     jobs, store = RayJobs(url), open_store(job.publish.to)
@@ -65,10 +75,10 @@ def submit(job: Job, cluster: str | None = None, grace: int | None = None, by: s
                 where = view.last.started
                 return Submission(where, False, (f"{where.attempt} is {view.state} already on {where.cluster}.",))
             if not view.over:  # claimed by somebody who did not come to submit it
-                return start(admission, view.last.started, jobs, remarks)
+                return start(admission, view.last.started, jobs, remarks, retries)
         number = found.last.started.number + 1 if found else 1
-        if (started := claimed(store, job, number, url, by)) is not None:
-            return start(admission, started, jobs, remarks)
+        if (started := claimed(store, admission, number, url, by)) is not None:
+            return start(admission, started, jobs, remarks, retries)
 
 
 def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> Iterator[str]:
@@ -80,7 +90,7 @@ def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> 
     from jobs.planning import sentences
 
     url = cluster_url(cluster, job.cluster.address)
-    admission, remarks = prepared(job, grace)
+    admission, remarks = prepared(job, grace, None)
     job = admission.job
     yield from sentences(job)
     yield from remarks
@@ -97,7 +107,9 @@ def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> 
         yield f"The run is {found.state(datetime.now(UTC))} at attempt {found.last.started.number}."
 
 
-def retry(store: Store, run: str, cluster: str | None = None, only: frozenset[State] = ENDED) -> Submission:
+def retry(
+    store: Store, run: str, cluster: str | None = None, only: frozenset[State] = ENDED, retries: int = 0
+) -> Submission:
     """Submits the next attempt of a run that has ended; it goes on at what is finished.
 
     Args:
@@ -105,6 +117,7 @@ def retry(store: Store, run: str, cluster: str | None = None, only: frozenset[St
         run: its full name.
         cluster: as for `submit`; by default where it ran last.
         only: states from which this is done.
+        retries: as for `submit`.
 
     Raises:
         InputError: it has not ended, or not so.
@@ -118,11 +131,11 @@ def retry(store: Store, run: str, cluster: str | None = None, only: frozenset[St
         raise InputError(f"{view.last.started.attempt} is {view.state}", f"`karikomi watch {run}` follows it.")
     if view.state not in only:
         raise InputError(f"{run} is {view.state}, not {' or '.join(sorted(only))}", f"`karikomi retry {run}` tries it.")
-    admission = replace(admit(job), job=job)  # the run is what it was, whatever its tenant's defaults are now
+    admission = replace(admit(job, None), job=job)  # the run is what it was, whatever its tenant's defaults are now
     number = view.last.started.number + 1
-    if (started := claimed(store, job, number, jobs.url, None)) is None:
+    if (started := claimed(store, admission, number, jobs.url, None)) is None:
         raise InputError(f"{run}: somebody else has just started attempt {number}", f"`karikomi watch {run}`")
-    return start(admission, started, jobs, admission.sentences)
+    return start(admission, started, jobs, admission.sentences, retries)
 
 
 def resume(store: Store, run: str, cluster: str | None = None) -> Submission:
@@ -143,21 +156,21 @@ def watch(store: Store, run: str, cluster: str | None, on_view: Callable[[View],
         if left == 0:
             return False
         left -= 1
-        retry(store, run, cluster, frozenset(("lost",)))
+        retry(store, run, cluster, frozenset(("lost",)), left)
         return True
 
     return follow(store, run, jobs_of(store, run, cluster), on_view, again)
 
 
-def start(admission: Admission, started: Started, jobs: RayJobs, remarks: tuple[str, ...]) -> Submission:
+def start(admission: Admission, started: Started, jobs: RayJobs, remarks: tuple[str, ...], retries: int) -> Submission:
     """Hands a claimed attempt to Ray; one that somebody else has handed over meanwhile is left to it."""
-    with entrypoint(admission, started, jobs.nodes()) as (entry, where):
+    with entrypoint(admission, started, jobs.nodes(), retries) as (entry, where):
         fresh = jobs.submit(entry)
     told = f"{started.attempt} is submitted to {jobs.url}."
     return Submission(started, fresh, (*remarks, where, told))
 
 
-def prepared(job: Job, grace: int | None) -> tuple[Admission, tuple[str, ...]]:
+def prepared(job: Job, grace: int | None, by: str | None) -> tuple[Admission, tuple[str, ...]]:
     """A job that may be submitted, its paths absolute, and what was changed and decided, in words.
 
     Raises:
@@ -166,18 +179,24 @@ def prepared(job: Job, grace: int | None) -> tuple[Admission, tuple[str, ...]]:
     job, moved = absolute_paths(job)
     if grace is not None:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
-    admission = admit(job)
+    admission = admit(job, by)
     return admission, (*moved, *admission.sentences)
 
 
-def admit(job: Job) -> Admission:
-    """The job under its tenant's rules."""
-    return Admission(job)
+def admit(job: Job, by: str | None) -> Admission:
+    """The job under its tenant's rules, its estimate held against what is left of the budget."""
+    who = by or asked_by()
+    admitted = rules.admit(job, load_tenants(), who, spent=0.0).job  # what needs no reading is refused first
+    return let_in(admitted, resolve_source(admitted.model, CACHE).config, who)[0]
 
 
-def claimed(store: Store, job: Job, number: int, url: str, by: str | None) -> Started | None:
-    """Claims an attempt; None when somebody else was first."""
-    return claim_number(store, job.run, number, job.tenant, job.name, by or asked_by(), url, dump_job(job))
+def claimed(store: Store, admission: Admission, number: int, url: str, by: str | None) -> Started | None:
+    """Claims an attempt, and reserves what it was let in for; None when somebody else was first."""
+    job = admission.job
+    started = claim_number(store, job.run, number, job.tenant, job.name, by or asked_by(), url, dump_job(job))
+    if started is not None:
+        ledger.open_account(store, job, started, admission.environment)
+    return started
 
 
 def unknown_to(jobs: RayJobs, view: View) -> bool:
@@ -193,9 +212,6 @@ def check(job: Job) -> None:
     Raises:
         InputError: names the field or file.
     """
-    from workflows.compress import compress
-    from workflows.steps import NotDone
-
     try:
         compress(job.recipe, job.settings, dry=True)
     except NotDone:

@@ -54,7 +54,7 @@ def submit(
         for line in submission.rehearse(order, cluster, grace):
             say(line)
         return
-    done = submission.submit(order, cluster, grace)
+    done = submission.submit(order, cluster, grace, retries=retries if wait else 0)
     _say_all(done)
     store = order.publish.to if "://" in order.publish.to else str(submission.absolute_paths(order)[0].publish.to)
     if not wait:

@@ -122,9 +122,10 @@ def check_structure(reader: Any) -> None:
     architecture = reader.fields["general.architecture"].contents()
     for name in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
         field = reader.fields.get(f"{architecture}.{name}")
-        fields[name] = None if field is None else field.contents()
-        if type(fields[name]) is not int or fields[name] < 1:
-            raise ValueError(f"{architecture}.{name}: {fields[name]!r:.40} is no whole number of at least 1")
+        value = None if field is None else field.contents()
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{architecture}.{name}: {value!r:.40} is no whole number of at least 1")
+        fields[name] = value
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
     blocks = sum(name.startswith("blk.") and name.endswith(".ffn_down.weight") for name in shapes)
     if blocks != fields["block_count"]:
