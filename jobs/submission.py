@@ -92,7 +92,8 @@ def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> 
     url = cluster_url(cluster, job.cluster.address)
     admission, remarks = prepared(job, grace, None)
     job = admission.job
-    yield from sentences(job)
+    there = job.cluster.model_copy(update={"address": url})
+    yield from sentences(job.model_copy(update={"cluster": there}))
     yield from remarks
     jobs, found = RayJobs(url), read_run(open_store(job.publish.to), job.run)
     number = found.last.started.number + 1 if found else 1
