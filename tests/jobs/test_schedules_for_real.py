@@ -62,6 +62,7 @@ def job_of(model: Path, to: str, **changes) -> dict:
     } | changes
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
     """apply, run-due, run-due again, change the model, run-due: as cron would do it."""
     to = f"s3://tests/{uuid.uuid4().hex}"
@@ -101,6 +102,7 @@ def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
     assert (code, "no schedule nobody" in shown) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
     """The release is good on the text it was judged by when it was made, and bad on what people write today."""
     model = write_trained_model(tmp_path / "model", layers=1, steps=150)
@@ -108,7 +110,7 @@ def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
     easy.write_text("\n\n".join(["the " * 40] * 40))
     data = job_of(model, "")["data"] | {"evaluation": PART | {"source": str(easy), "windows": 4}}
     job = job_of(
-        model, str(tmp_path / "store"), data=data, gates={"perplexity_increase": 0.1, "worst_slice_increase": 0.1}
+        model, str(tmp_path / "store"), data=data, gates={"perplexity_increase": 0.2, "worst_slice_increase": 0.2}
     )
     parsed = Job.model_validate(job)
     assert triggers.live_verdict(parsed, parsed.data.evaluation) is None, "nothing is published yet"
@@ -131,7 +133,7 @@ def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
     (told,) = run_due(store, edges_here(None, None, lambda: False))
     assert told.what == "nothing to do", "the same recipe would make the same release"
     assert "tiny@1 on builtin:python-docs: perplexity rose" in told.sentence
-    assert "(limit +10 %)" in told.sentence
+    assert "(limit +20 %)" in told.sentence
 
 
 def test_a_model_is_read_through_only_when_a_look_says_so(store, tmp_path, monkeypatch):
