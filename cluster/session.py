@@ -63,7 +63,9 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             runtime_env=worker_environment(),
             _system_config=KEEP_WORKERS | BOUNDED_RETRIES if embedded else None,
         )
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError) and type(error) is not Exception:
+            raise  # Ray says with a plain Exception that a node did not start in time
         if is_full(error):
             raise not_written("Ray's temporary directory (RAY_TMPDIR)", error) from error
         raise Unavailable(
