@@ -116,14 +116,16 @@ class RayCluster:
         return None
 
     def _start(self, node: NodeOf, head: bool) -> subprocess.Popen:
+        # A machine has a directory of its own: agents that share one remove each other's packages under live drivers.
+        temporary = self.directory / str(len(self.processes))
         place = (
             ["--head", f"--port={self.port}", f"--dashboard-port={self.http_port}", "--dashboard-host=127.0.0.1",
-             f"--temp-dir={self.directory}", f"--ray-client-server-port={free_port()}"]
+             f"--ray-client-server-port={free_port()}"]
             if head else [f"--address=127.0.0.1:{self.port}"]
         )  # fmt: skip
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, "--node-ip-address=127.0.0.1",
-            f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--resources={json.dumps(node.resources)}",
+            f"--temp-dir={temporary}", f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--resources={json.dumps(node.resources)}",
             f"--labels={','.join(f'{key}={value}' for key, value in node.labels.items())}",
             f"--object-store-memory={150 << 20}", "--min-worker-port=0", "--max-worker-port=0",
             "--dashboard-agent-listen-port=0", "--disable-usage-stats",

@@ -154,6 +154,7 @@ def test_two_submits_are_one_attempt_and_a_cancelled_one_goes_on(cluster, jobs, 
         submission.resume(store, job.run)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_lost_and_tried_again(cluster, undisturbed, model, tmp_path):
     job, store = job_for(model, tmp_path), open_store(str(tmp_path))
     attempt = submission.submit(job, cluster.url).started
@@ -193,6 +194,7 @@ def test_a_queued_run_says_which_number_blocks_and_can_be_cancelled(cluster, job
     assert not list(tmp_path.glob("runs/*/steps/*")), "it worked although it was cancelled"
 
 
+@pytest.mark.slow
 def test_a_gang_that_is_too_big_is_explained_and_its_grace_is_kept(cluster, jobs, model, tmp_path):
     job = job_for(model, tmp_path, cluster={"workers": 3, "gpus_per_worker": 2})
     store = open_store(str(tmp_path))
