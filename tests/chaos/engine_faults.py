@@ -178,7 +178,7 @@ def worker_frozen(seed: int, world: World) -> Shown:
     expected = undisturbed(world)
     stage = fresh_stage(world, chosen(seed, 1, expected.journal, signal.SIGSTOP))
     started = time.monotonic()
-    limit = SPEC.model_copy(update={"block_seconds": max(15.0, expected.seconds)})
+    limit = SPEC.model_copy(update={"block_seconds": max(30.0, 2 * expected.seconds)})
     try:
         blocks, refused = run_until_done(stage, spec=limit)
     finally:
