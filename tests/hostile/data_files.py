@@ -96,7 +96,7 @@ CASES = [
     data("an empty text", "a.txt", b"", "no text"),
     data("a text of blanks", "a.txt", b" \n" * 1_000_000, "no text"),
     data("slices of a text", "a.txt", b"text", "slice", slice="kind"),
-    data("a part that is empty", "a.txt", b"one\n\ntwo", "part", part=(0.0, 0.1)),
+    data("a part that is empty", "a.txt", b"one\n\ntwo", "part [0.0, 0.1]", part=(0.0, 0.1)),
     data("an unknown ending", "a.pkl", pickled_bomb(), "what kind"),
     data("no ending", "a", b"text", "what kind"),
     data("a numpy file", "a.npy", pickled_bomb(), "what kind"),

@@ -123,7 +123,6 @@ CASES = [
     lines("true for a gate", "gates: {perplexity_increase: true}", "gates.perplexity_increase"),
     lines("a number for a flag", "stages: [{sparsity: 0.5, tune: {distill: 7}}]", "distill"),
     lines("true for a ZeRO stage", "stages: [{sparsity: 0.5, tune: {zero: true}}]", "zero"),
-    lines("no as tenant", "tenant: no", "tenant"),
     lines("null as tenant", "tenant: ~", "tenant"),
     lines("1e999 for a wait", "cluster: {wait_seconds: 1.0e+999}", "cluster.wait_seconds"),
     lines("1e999 as text for a wait", "cluster: {wait_seconds: 1e999}", "cluster.wait_seconds"),

@@ -21,7 +21,10 @@ def other(name: str, line: str) -> Case:
 
 def asked(name: str) -> Case:
     return Case(
-        f"the profile is {name[:30]!r}", lambda folder: folder, lambda folder: load_profile(name), ("hardware",)
+        f"the profile is {name[:30]!r} of {len(name)} characters",
+        lambda folder: folder,
+        lambda folder: load_profile(name),
+        ("hardware",),
     )
 
 

@@ -58,7 +58,10 @@ def read_documents(source: DataSource, role: str) -> list[Document]:
         raise InputError(f"data.{role}: {source.source} holds no text")
     low, high = (int(share * len(documents)) for share in source.part)
     if low == high:
-        raise InputError(f"data.{role}: part {list(source.part)} of {len(documents)} documents is empty; make it wider")
+        raise InputError(
+            f"data.{role}: part {list(source.part)} of the {len(documents)} documents of {source.source} is empty; "
+            "make it wider"
+        )
     return documents[low:high] if source.slice else [Document(one.text, "all") for one in documents[low:high]]
 
 
