@@ -14,6 +14,7 @@ import pytest
 
 from cluster.credentials import adopt, adopt_in_worker, for_workers
 from cluster.errors import InputError
+from cluster.session import SUBMITTED, worker_environment
 from cluster.storage import open_store
 
 ROLE = "arn:aws:iam::123456789012:role/karikomi-retail"
@@ -75,12 +76,16 @@ def test_a_worker_without_the_keys_is_nobody_not_somebody_else(s3, monkeypatch, 
     assert "NOT_HERE_AWS_SECRET_ACCESS_KEY" in capsys.readouterr().err
 
 
-def test_a_submitted_jobs_workers_are_not_told_twice():
-    environment = {"KARIKOMI_CREDENTIALS": "environment:RETAIL"}
-    assert for_workers(environment)["env_vars"] == environment
-    submitted = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": environment}})}
-    assert for_workers(environment | submitted)["env_vars"] == {}
-    assert for_workers(environment | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"})["env_vars"] == environment
+def test_a_submitted_jobs_workers_are_not_told_twice(monkeypatch):
+    name = "KARIKOMI_CREDENTIALS"
+    monkeypatch.setenv(name, "environment:RETAIL")
+    assert worker_environment()["env_vars"][name] == "environment:RETAIL"
+    submitted = {"runtime_env": {"env_vars": {name: "environment:RETAIL"}}}
+    monkeypatch.setenv(SUBMITTED, json.dumps(submitted))
+    assert name not in worker_environment()["env_vars"]
+    assert worker_environment()["worker_process_setup_hook"], "the workers adopt it all the same"
+    monkeypatch.setenv(SUBMITTED, "{}")
+    assert name in worker_environment()["env_vars"]
 
 
 class Cloud(BaseHTTPRequestHandler):

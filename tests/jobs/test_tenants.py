@@ -76,7 +76,7 @@ def test_a_tenants_file_in_the_store(s3, monkeypatch):
         ({"prefixes": ["s3://b/../a"]}, "tenants.retail.prefixes: s3://b/../a"),
         ({"prefixes": ["retail"]}, "absolute directory"),
         ({"prefixes": ["s3://"]}, "no empty parts"),
-        ({"gpus": True}, "tenants.retail.gpus: a number is needed"),
+        ({"gpus": True}, "tenants.retail.gpus: true/false is given"),
         ({"gpus": -1}, "tenants.retail.gpus"),
         ({"monthly_budget_usd": float("nan")}, "tenants.retail.monthly_budget_usd"),
         ({"prices": {"abacus": 1}}, "no profile abacus"),
