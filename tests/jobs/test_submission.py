@@ -179,7 +179,7 @@ def test_bad_input_is_never_tried_again(cluster, model, tmp_path):
 
 
 def test_a_queued_run_says_which_number_blocks_and_can_be_cancelled(cluster, jobs, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "admit", lambda job: Admission(job, resources={"quota-retail": 1}))
+    monkeypatch.setattr(submission, "admit", lambda job, by: Admission(job, resources={"quota-retail": 1}))
     jobs._client.submit_job(entrypoint="sleep 600", submission_id="holder", entrypoint_resources={"quota-retail": 1})
     wait_until(lambda: sum(node.free.get("quota-retail", 0) for node in jobs.nodes()) == 0, "the quota is not held")
     job, store = job_for(model, tmp_path), open_store(str(tmp_path))
