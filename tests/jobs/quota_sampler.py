@@ -5,9 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 from cluster.ray_jobs import RayJobs
+from jobs.following import wait_for
 
 EVERY = 0.2  # seconds
 SUPERVISOR = "_ray_internal_job_actor_"  # Ray's name, before a submission's, of the actor whose child the driver is
@@ -93,23 +95,21 @@ def sample(jobs: RayJobs) -> Sample:
 
 
 def most_gpus_of_tasks(jobs: RayJobs) -> dict[str, float]:
-    """The most GPUs that a tenant's tasks outside of its gangs held at once, by the tasks' own times."""
+    """The most GPUs that a tenant's tasks outside of its gangs held at once, by the tasks' own times. Once all ended."""
     told = [one for one in jobs._get("/api/jobs/") if one["submission_id"]]
     tenant_of = {one["job_id"]: one["metadata"]["tenant"] for one in told if one["job_id"]}
-    changes: dict[str, list[tuple[int, float]]] = {}
-    for one in jobs._state("tasks"):
-        gpus = _gpus(one)
-        if gpus and one["job_id"] in tenant_of:
-            changes.setdefault(tenant_of[one["job_id"]], []).extend(
-                [(one["start_time_ms"], gpus), (one["end_time_ms"], -gpus)]
-            )
-    most = {}
-    for tenant, those in changes.items():
-        held = 0.0
-        for _, change in sorted(those):  # what ends at a millisecond is given back before the next begins
-            held += change
-            most[tenant] = max(most.get(tenant, 0.0), held)
-    return most
+    tasks: list[dict[str, Any]] = []
+
+    def all_told() -> bool:  # workers tell of their tasks' ends every second
+        tasks[:] = [one for one in jobs._state("tasks") if one["job_id"] in tenant_of and _gpus(one)]
+        return all(one["end_time_ms"] for one in tasks)
+
+    assert wait_for(all_told, 60), "Ray does not tell when tasks ended"
+    changes: dict[str, list[tuple[float, float]]] = {}
+    for one in tasks:
+        both = [(one["start_time_ms"], _gpus(one)), (one["end_time_ms"], -_gpus(one))]
+        changes.setdefault(tenant_of[one["job_id"]], []).extend(both)
+    return {tenant: max(accumulate(change for _, change in sorted(those))) for tenant, those in changes.items()}
 
 
 def _gpus(task: Mapping[str, Any]) -> float:
