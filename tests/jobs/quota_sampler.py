@@ -21,7 +21,7 @@ class Sample:
     """One moment.
 
     Attributes:
-        at: seconds of the monotonic clock.
+        at: Unix time.
         drivers: attempts whose driver has its place, by tenant.
         quota: what these hold of their tenant's custom resource.
         gang_gpus: GPUs that the gangs of a tenant's runs have reserved.
@@ -76,7 +76,7 @@ def sample(jobs: RayJobs) -> Sample:
     """Asks Ray once. Gangs and drivers come first: whose they are does not change afterwards."""
     gangs = jobs._state("placement_groups")
     supervisors = jobs._state("actors", class_name="JobSupervisor")
-    at = time.monotonic()
+    at = time.time()
     told = {one["submission_id"]: one for one in jobs._get("/api/jobs/") if one["submission_id"]}
     tenant_of = {one["job_id"]: one["metadata"]["tenant"] for one in told.values() if one["job_id"]}
     drivers: dict[str, list[str]] = {}

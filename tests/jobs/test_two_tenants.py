@@ -127,48 +127,47 @@ class as_one_who_has(ExitStack):
 def played(cluster, environments, asked):
     """All ten jobs, from the first submission to the last end, with a sampler beside them."""
     tenants, files = asked
-    with as_one_who_has(environments["owner"]), ExitStack() as stack:
+    with as_one_who_has(environments["owner"]):
         jobs = RayJobs(cluster.url)
         stores = {name: open_store(f"s3://{BUCKET}/{name}") for name in QUOTAS}
-        sampler = stack.enter_context(Sampler(jobs))
+        told = {"jobs": jobs, "stores": stores, "runs": {}, "waits": {name: set() for name in QUOTAS}}
         began = time.monotonic()
-        submitters = {
-            name: subprocess.Popen(
-                [sys.executable, "-c", SUBMIT, cluster.url, *map(str, paths)],
-                env=os.environ | environments[name] | {"KARIKOMI_TENANTS": str(tenants)},
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            ) for name, paths in files.items()
-        }  # fmt: skip
-        for one in submitters.values():
-            stack.callback(one.kill)
-        waits, runs = {name: set() for name in QUOTAS}, {}
-        pending = {}
-        while True:
-            over = True
-            for name, store in stores.items():
-                for run in store.folders("runs/"):
-                    if run in runs or read_run(store, run) is None:  # over, or just being claimed
-                        continue
-                    view = look(store, run, jobs)
-                    pending[run] = view.explain().sentence
-                    if view.state == "queued":
-                        waits[name].add(pending[run].partition(": ")[2])
-                    if view.over:
-                        runs[run] = view.run
-                over = over and sum(run.startswith(f"{name}-") for run in runs) == len(files[name])
-            if over:
-                break
-            failed = {name: one.stderr.read() for name, one in submitters.items() if one.poll()}
-            assert not failed, failed
-            assert time.monotonic() - began < PATIENCE, f"not all ended: {pending}"
-            time.sleep(1.0)
-        seconds = time.monotonic() - began
-        submitted = {name: one.communicate()[0] for name, one in submitters.items()}
-        tasks = most_gpus_of_tasks(jobs)
-        yield {
-            "jobs": jobs, "sampler": sampler, "runs": runs, "waits": waits, "stores": stores, "seconds": seconds,
-            "submitted": submitted, "tasks": tasks,
-        }  # fmt: skip
+        with Sampler(jobs) as told["sampler"], ExitStack() as stack:
+            submitters = {
+                name: subprocess.Popen(
+                    [sys.executable, "-c", SUBMIT, cluster.url, *map(str, paths)],
+                    env=os.environ | environments[name] | {"KARIKOMI_TENANTS": str(tenants)},
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                ) for name, paths in files.items()
+            }  # fmt: skip
+            for one in submitters.values():
+                stack.callback(one.kill)
+            while len(told["runs"]) < sum(map(len, files.values())):
+                pending = look_once(told)
+                failed = {name: one.stderr.read() for name, one in submitters.items() if one.poll()}
+                assert not failed, failed
+                assert time.monotonic() - began < PATIENCE, f"not all ended: {pending}"
+                time.sleep(1.0)
+            told["submitted"] = {name: one.communicate()[0] for name, one in submitters.items()}
+        told["seconds"] = time.monotonic() - began
+        told["tasks"] = most_gpus_of_tasks(jobs)
+        yield told
+
+
+def look_once(told):
+    """Looks at every run that is not over: keeps the ends, and why the queued ones wait; what the others are at."""
+    pending = {}
+    for name, store in told["stores"].items():
+        for run in store.folders("runs/"):
+            if run in told["runs"] or read_run(store, run) is None:  # over, or just being claimed
+                continue
+            view = look(store, run, told["jobs"])
+            pending[run] = view.explain().sentence
+            if view.state == "queued":
+                told["waits"][name].add(pending[run].partition(": ")[2])
+            if view.over:
+                told["runs"][run] = view.run
+    return pending
 
 
 def of(runs, tenant):
@@ -181,10 +180,7 @@ def test_all_end_and_nobody_starves(played):
             if run.last.ended.result != "done"}  # fmt: skip
     assert not told
     seen = played["sampler"].first_seen()
-    began = played["sampler"].samples[0].at
-    now = {name: run.last.started.at.timestamp() for name, run in runs.items()}
-    first = min(now.values())
-    waited = {name: seen[run.last.started.attempt] - began - (now[name] - first) for name, run in runs.items()}
+    waited = {name: seen[run.last.started.attempt] - run.last.started.at.timestamp() for name, run in runs.items()}
     for tenant in QUOTAS:
         order = sorted(of(runs, tenant), key=lambda run: seen[run.last.started.attempt])
         print(f"{tenant} began in the order {[run.last.started.name for run in order]}")
