@@ -49,7 +49,7 @@ def start_on(cluster: str, job: Job, by: str, note: Note) -> None:
     started: Started = submit(job, cluster=cluster, by=by).started
     there = read_attempt(store, started.run, started.number)
     if there is not None and there.ended is not None:
-        started = retry(store, started.run, cluster=cluster).started
+        started = retry(store, started.run, cluster=cluster, by=by).started
     note(started)
 
 

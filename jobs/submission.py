@@ -23,7 +23,7 @@ from jobs.package import absolute_paths, entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
 from jobs.tenants import load_tenants
 from workflows.compress import CACHE, compress
-from workflows.models.source import resolve_source
+from workflows.models.source import config_of
 from workflows.steps import NotDone
 
 FINAL: frozenset[State] = frozenset(("done", "rolled back", "gate not met"))
@@ -109,7 +109,12 @@ def rehearse(job: Job, cluster: str | None = None, grace: int | None = None) -> 
 
 
 def retry(
-    store: Store, run: str, cluster: str | None = None, only: frozenset[State] = ENDED, retries: int = 0
+    store: Store,
+    run: str,
+    cluster: str | None = None,
+    only: frozenset[State] = ENDED,
+    retries: int = 0,
+    by: str | None = None,
 ) -> Submission:
     """Submits the next attempt of a run that has ended; it goes on at what is finished.
 
@@ -119,6 +124,7 @@ def retry(
         cluster: as for `submit`; by default where it ran last.
         only: states from which this is done.
         retries: as for `submit`.
+        by: as for `submit`.
 
     Raises:
         InputError: it has not ended, or not so.
@@ -132,9 +138,9 @@ def retry(
         raise InputError(f"{view.last.started.attempt} is {view.state}", f"`karikomi watch {run}` follows it.")
     if view.state not in only:
         raise InputError(f"{run} is {view.state}, not {' or '.join(sorted(only))}", f"`karikomi retry {run}` tries it.")
-    admission = replace(admit(job, None), job=job)  # the run is what it was, whatever its tenant's defaults are now
+    admission = replace(admit(job, by), job=job)  # the run is what it was, whatever its tenant's defaults are now
     number = view.last.started.number + 1
-    if (started := claimed(store, admission, number, jobs.url, None)) is None:
+    if (started := claimed(store, admission, number, jobs.url, by)) is None:
         raise InputError(f"{run}: somebody else has just started attempt {number}", f"`karikomi watch {run}`")
     return start(admission, started, jobs, admission.sentences, retries)
 
@@ -188,7 +194,7 @@ def admit(job: Job, by: str | None) -> Admission:
     """The job under its tenant's rules, its estimate held against what is left of the budget."""
     who = by or asked_by()
     admitted = rules.admit(job, load_tenants(), who, spent=0.0).job  # what needs no reading is refused first
-    return let_in(admitted, resolve_source(admitted.model, CACHE).config, who)[0]
+    return let_in(admitted, config_of(admitted.model, CACHE), who)[0]  # its weights are read by `check`, and once
 
 
 def claimed(store: Store, admission: Admission, number: int, url: str, by: str | None) -> Started | None:

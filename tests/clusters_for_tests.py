@@ -118,6 +118,8 @@ class RayCluster:
     def _start(self, node: NodeOf, head: bool) -> subprocess.Popen:
         # A machine has a directory of its own: agents that share one remove each other's packages under live drivers.
         temporary = self.directory / str(len(self.processes))
+        if not head:
+            self._share_logs(temporary)
         place = (
             ["--head", f"--port={self.port}", f"--dashboard-port={self.http_port}", "--dashboard-host=127.0.0.1",
              f"--ray-client-server-port={free_port()}"]
@@ -134,6 +136,14 @@ class RayCluster:
         return subprocess.Popen(
             command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+    def _share_logs(self, temporary: Path) -> None:
+        """Links a node's logs to the head's: all agents on one machine take the head for their node and look there."""
+        session = next((self.directory / "0").glob("session_2*"))
+        logs = temporary / session.name / "logs"
+        logs.parent.mkdir(parents=True, exist_ok=True)
+        if not logs.is_symlink():
+            logs.symlink_to(session / "logs")
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))}

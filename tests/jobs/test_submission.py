@@ -176,10 +176,13 @@ def test_bad_input_is_never_tried_again(cluster, model, tmp_path):
     view = submission.watch(open_store(job.publish.to), job.run, None, lambda view: None, retries=2)
     assert (view.state, view.code, len(view.run.attempts)) == ("bad input", 2, 1)
     assert "empty.txt holds no text" in view.explain().sentence
+    again = submission.retry(open_store(job.publish.to), job.run, by="schedule:nightly")  # by somebody, it is
+    assert (again.started.number, again.started.by) == (2, "schedule:nightly")
+    assert submission.watch(open_store(job.publish.to), job.run, None, lambda view: None).state == "bad input"
 
 
 def test_a_queued_run_says_which_number_blocks_and_can_be_cancelled(cluster, jobs, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "admit", lambda job: Admission(job, resources={"quota-retail": 1}))
+    monkeypatch.setattr(submission, "admit", lambda job, by: Admission(job, resources={"quota-retail": 1}))
     jobs._client.submit_job(entrypoint="sleep 600", submission_id="holder", entrypoint_resources={"quota-retail": 1})
     wait_until(lambda: sum(node.free.get("quota-retail", 0) for node in jobs.nodes()) == 0, "the quota is not held")
     job, store = job_for(model, tmp_path), open_store(str(tmp_path))

@@ -53,26 +53,23 @@ def resolve_source(model: str, cache: Path) -> Source:
         InputError: missing, unsafe or not covered; names the file and field.
         Unavailable: the store is out of reach.
     """
-    from workflows.models.fitting import check_fits  # torch and transformers are not needed to know of a Source
-
-    try:
-        store = open_store(_location(model, cache))
-    except InputError as error:
-        message = error.message if error.message.startswith("model:") else f"model: {error.message}"
-        raise InputError(message, error.hint) from error
-    names = _names(store)
-    config = read_config(store)
-    sizes = {name: size for name in names if (size := store.size(name)) is not None}
-    files = weight_files(store, sizes)
-    check_fits(config, files, store.uri)
-    others = tuple(name for name in TEXT_FILES if name in sizes)
-    _check_others(store, {name: sizes[name] for name in others})
-    weights = tuple(_digest(store, name, sizes[name]) for name in files)
+    store = _store(model, cache)
+    config, weight_sizes, others = _looked_at(store)
+    weights = tuple(_digest(store, name, size) for name, size in weight_sizes.items())
     named = {one.key: one.sha256 for one in weights} | {
         name: hashlib.sha256(store.get(name)).hexdigest() for name in ("config.json", *others)
     }
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
     return Source(uri=store.uri, config=config, weights=weights, others=others, digest=digest)
+
+
+def config_of(model: str, cache: Path) -> dict[str, Any]:
+    """A model's config.json, after the same looks that `resolve_source` takes; of the weights only headers are read.
+
+    Raises:
+        InputError, Unavailable: as `resolve_source`.
+    """
+    return _looked_at(_store(model, cache))[0]
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -95,6 +92,28 @@ def load_tokenizer(source: Source) -> Any:
             f"{source.config['vocab_size']}: it is another model's"
         )
     return tokenizer
+
+
+def _looked_at(store: Store) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...]]:
+    """Its config, the sizes of its weight files by name, and its other files: all safe, covered and fitting."""
+    from workflows.models.fitting import check_fits  # torch and transformers are not needed to know of a Source
+
+    names = _names(store)
+    config = read_config(store)
+    sizes = {name: size for name in names if (size := store.size(name)) is not None}
+    files = weight_files(store, sizes)
+    check_fits(config, files, store.uri)
+    others = tuple(name for name in TEXT_FILES if name in sizes)
+    _check_others(store, {name: sizes[name] for name in others})
+    return config, {name: sizes[name] for name in files}, others
+
+
+def _store(model: str, cache: Path) -> Store:
+    try:
+        return open_store(_location(model, cache))
+    except InputError as error:
+        message = error.message if error.message.startswith("model:") else f"model: {error.message}"
+        raise InputError(message, error.hint) from error
 
 
 def _location(model: str, cache: Path) -> str:
