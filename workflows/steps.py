@@ -111,7 +111,7 @@ class Journal:
             found = self.store.get_json(place)
         except MissingKey:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.warning("no record of a step: it is done again", key=place, error=str(error))
             return None
         if isinstance(found, dict) and isinstance(found.get("seconds"), int | float) and "result" in found:
