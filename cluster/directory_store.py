@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.disk import is_full, not_written
 from cluster.errors import InputError, Unavailable
+from cluster.paths import local_path
 from cluster.storage import Entry, Leftover, MissingKey, Store, Stored, checked_key, sha256_of
 
 TEMPORARY = ".tmp-"
@@ -24,7 +25,7 @@ class DirectoryStore(Store):
     """See `Store`. Safe for several processes on one file system."""
 
     def __init__(self, uri: str) -> None:
-        super().__init__(str(Path(uri).expanduser().absolute()))
+        super().__init__(str(local_path(uri).absolute()))
 
     def put(self, key: str, data: bytes | Path) -> Stored:
         """See `Store.put`. The digest is that of the stored copy, not of a file that may change meanwhile."""

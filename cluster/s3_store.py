@@ -53,7 +53,7 @@ class S3Store(Store):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self.bucket, _, self.prefix = uri.removeprefix("s3://").strip("/").partition("/")
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise InputError(f"{uri}: names no bucket; write s3://bucket/prefix")
         if self.prefix:

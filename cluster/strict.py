@@ -1,7 +1,7 @@
 """The base of everything that a person writes. Light: pydantic alone."""
 
 import unicodedata
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -18,8 +18,13 @@ class Strict(BaseModel):
     @classmethod
     def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
-        flag = cls.model_fields[info.field_name].annotation is bool
-        for one in value if isinstance(value, list | tuple) else (value,):
+        kind = cls.model_fields[info.field_name].annotation
+        flag = bool in (kind, *get_args(kind))  # also one that may be left out
+        if isinstance(value, dict) and get_origin(kind) is dict:  # else a model of its own, which looks itself
+            given = [*value, *value.values()]
+        else:
+            given = value if isinstance(value, list | tuple) else [value]
+        for one in given:
             if isinstance(one, bool) and not flag:  # pydantic alone would read YAML's `yes` as 1
                 raise ValueError("true/false is given where something else is needed")
             if isinstance(one, str):

@@ -1,10 +1,13 @@
 """What may become of each run when the store is tidied up: the rule that `workflows.collecting` is handed."""
 
+import structlog
+
 from cluster.errors import InputError
 from cluster.storage import Store
 from jobs.records import read_run
 from workflows.collecting import RunFate, RunRule
 
+log = structlog.get_logger()
 OVER = ("done", "rolled back", "gate not met")  # every step is recorded; going on with it does nothing
 
 
@@ -18,7 +21,8 @@ def run_rule(store: Store) -> RunRule:
     def fate(run: str) -> RunFate:
         try:
             found = read_run(store, run)
-        except InputError:
+        except InputError as error:
+            log.warning("kept, since its records cannot be read", run=run, error=error.message)
             return "keep"
         if found is None:
             return "idle"  # nobody wrote down an attempt: only its age tells

@@ -9,7 +9,7 @@ run counts by its last heartbeat. Any tool that knows Hive partitions can read t
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -64,15 +64,33 @@ def write_row(store: Store, run: str, now: datetime | None = None) -> dict[str, 
     return row
 
 
-def rebuild(store: Store, now: datetime | None = None) -> int:
-    """Writes the rows of all runs again from their records; how many. Rows of runs that are gone stay."""
-    return sum(write_row(store, run.run, now) is not None for run in list_runs(store))
+def rebuild(store: Store, unreadable: Callable[[InputError], None], now: datetime | None = None) -> int:
+    """Writes the rows of all runs again from their records; how many. Rows of runs that are gone stay.
+
+    Args:
+        store: the runs'.
+        unreadable: told of each run whose records cannot be read; its row stays as it is.
+        now: for tests.
+    """
+    return sum(write_row(store, run.run, now) is not None for run in list_runs(store, unreadable))
 
 
 def read_ledger(
-    store: Store, month: str | None = None, tenant: str | None = None, now: datetime | None = None
+    store: Store,
+    month: str | None = None,
+    tenant: str | None = None,
+    now: datetime | None = None,
+    unreadable: Callable[[InputError], None] | None = None,
 ) -> pa.Table:
     """All rows of a month and a tenant; other partitions are not touched. Unfinished runs are looked up anew.
+
+    Args:
+        store: holds the ledger.
+        month: YYYY-MM; all if not given.
+        tenant: all if not given.
+        now: for tests.
+        unreadable: told of each unfinished run whose records cannot be read; it counts by its row. Without this,
+            such a run is an error: a budget must not be kept by half of the figures.
 
     Raises:
         InputError: a row cannot be read; `karikomi usage --rebuild` makes them again.
@@ -81,7 +99,7 @@ def read_ledger(
     tenants = [tenant] if tenant else [one.removeprefix("tenant=") for one in store.folders("ledger/")]
     keys = [(one, key) for one in tenants for key in _keys(store, one, month)]
     with ThreadPoolExecutor(READERS) as pool:
-        rows = list(pool.map(lambda place: _read(store, place[0], place[1], now), keys))
+        rows = list(pool.map(lambda place: _read(store, place[0], place[1], now, unreadable), keys))
     return pa.Table.from_pylist(rows, schema=WHOLE)
 
 
@@ -105,7 +123,9 @@ def committed(store: Store, tenant: str, month: str, besides: str, now: datetime
     return total, own
 
 
-def _read(store: Store, tenant: str, key: str, now: datetime) -> dict[str, Any]:
+def _read(
+    store: Store, tenant: str, key: str, now: datetime, unreadable: Callable[[InputError], None] | None
+) -> dict[str, Any]:
     month = key.split("/")[2].removeprefix("month=")
     try:
         (row,) = pq.read_table(pa.BufferReader(store.get(key)), schema=FILE).to_pylist()
@@ -114,8 +134,16 @@ def _read(store: Store, tenant: str, key: str, now: datetime) -> dict[str, Any]:
             f"{store.uri}: {key} is no row of the ledger: {error}",
             f"Make the rows again: karikomi usage --rebuild --from {store.uri}",
         ) from error
-    if row["state"] in UNFINISHED and (run := read_run(store, row["run"])) is not None:
-        return row_of(store, run, now)
+    if row["state"] in UNFINISHED:
+        try:
+            run = read_run(store, row["run"])
+        except InputError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            run = None
+        if run is not None:
+            return row_of(store, run, now)
     return {"tenant": tenant, "month": month} | row
 
 

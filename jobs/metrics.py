@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -24,6 +25,7 @@ from cluster.storage import Store
 from jobs.measures import Measures, read_measures
 from jobs.records import Attempt, Run, attempt_numbers, read_run
 
+log = structlog.get_logger()
 READERS = 16  # requests to the store at once
 RUN = ("tenant", "name", "run")
 CODES = (0, 1, 2, 3, 75, 130)  # exit codes of the contract
@@ -63,6 +65,9 @@ class RunCollector(Collector):
             found = list(pool.map(self._observe, self.store.folders("runs/")))
         now = datetime.now(UTC)
         observed = [one for one in found if isinstance(one, Observed)]
+        for one in found:
+            if isinstance(one, InputError):
+                log.warning("records that cannot be read", error=one.message)
         yield from families(observed, now, now - timedelta(days=self.days))
         unreadable = GaugeMetricFamily("karikomi_runs_unreadable", "Runs whose records cannot be read.")
         unreadable.add_metric([], sum(isinstance(one, InputError) for one in found))

@@ -11,6 +11,7 @@ from pathlib import Path
 import cluster
 import jobs
 import workflows
+from cluster.paths import is_there, local_path
 from cluster.ray_facts import RayNode
 from cluster.ray_jobs import Entrypoint
 from cluster.version import VERSION
@@ -93,9 +94,9 @@ def absolute_paths(job: Job) -> tuple[Job, tuple[str, ...]]:
     changed: list[str] = []
 
     def absolute(text: str, only_if_there: bool = True) -> str:
-        path = Path(text).expanduser()
+        path = local_path(text)
         if "://" in text or text.startswith("builtin:") or path == path.absolute() or (
-            only_if_there and not path.exists()
+            only_if_there and not is_there(path)
         ):  # fmt: skip
             return text if "~" not in text else str(path)
         changed.append(text)

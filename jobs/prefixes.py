@@ -4,11 +4,11 @@ The store's own credentials are what really keeps tenants apart; this says so ea
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from urllib.parse import unquote
 
 from cluster.errors import InputError
 from cluster.hardware.profiles import is_file
+from cluster.paths import is_there, local_path
 from jobs.job import Job
 from workflows.models.source import HUB_ID
 
@@ -38,7 +38,7 @@ def parts(address: str) -> tuple[str, ...]:
         raise InputError(f"{address}: no kind of store; write s3://bucket/prefix or a directory")
     else:
         kind = "directory"
-        plain = Path(unquote(address.removeprefix("file://")) if address.startswith("file:") else address).expanduser()
+        plain = local_path(unquote(address.removeprefix("file://")) if address.startswith("file:") else address)
         if ".." in plain.parts or "\0" in str(plain):
             raise InputError(f"{address}: an address has no '..'")
         found = list(plain.resolve().parts)
@@ -49,7 +49,7 @@ def parts(address: str) -> tuple[str, ...]:
 
 def addresses(job: Job) -> Iterator[tuple[str, str]]:
     """(field, address) of all that a job reads and writes; hub models and built-in text belong to nobody."""
-    if job.model.startswith("s3://") or Path(job.model).expanduser().exists() or not HUB_ID.fullmatch(job.model):
+    if job.model.startswith("s3://") or is_there(local_path(job.model)) or not HUB_ID.fullmatch(job.model):
         yield "model", job.model
     for role in ("calibration", "tuning", "evaluation"):
         source = getattr(job.data, role).source

@@ -16,7 +16,7 @@ import itertools
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
@@ -28,6 +28,7 @@ from cluster.version import VERSION
 from workflows.recipe import Name
 
 HEARTBEAT_SECONDS = 5.0
+LARGEST_RECORD = 1 << 20  # bytes; ours have a few thousand
 LOST_AFTER_SECONDS = 60.0  # without a heartbeat
 ATTEMPT_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -230,10 +231,20 @@ def read_attempt(store: Store, run: str, number: int) -> Attempt | None:
     return _attempt(store, run, number) if store.size(_key(run, number, "started")) is not None else None
 
 
-def list_runs(store: Store) -> Iterator[Run]:
-    """All runs that were ever attempted, by name."""
+def list_runs(store: Store, unreadable: Callable[[InputError], None]) -> Iterator[Run]:
+    """All runs that were ever attempted, by name.
+
+    Args:
+        store: whose runs.
+        unreadable: told of each run whose records other code wrote, or somebody by hand; it hides no other one.
+    """
     for name in store.folders("runs/"):
-        if (run := read_run(store, name)) is not None:
+        try:
+            run = read_run(store, name)
+        except InputError as error:
+            unreadable(error)
+            continue
+        if run is not None:
             yield run
 
 
@@ -261,6 +272,8 @@ def _attempt(store: Store, run: str, number: int) -> Attempt:
 
 def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:
     try:
+        if (store.size(key) or 0) > LARGEST_RECORD:
+            raise InputError(f"{store.uri}: {key} is larger than {LARGEST_RECORD} bytes: it is no record")
         return kind.model_validate_json(store.get(key))
     except MissingKey:
         return None

@@ -4,7 +4,7 @@ Without a tenants file everything is allowed, and a job's tenant is only the lab
 """
 
 import os
-from pathlib import Path
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -13,13 +13,15 @@ from yaml import MarkedYAMLError
 from cluster.credentials import Credentials
 from cluster.errors import InputError
 from cluster.hardware.profiles import load_profile
-from cluster.storage import MissingKey, open_store
+from cluster.paths import local_path
+from cluster.storage import open_store
 from cluster.strict import Strict
-from cluster.yaml_files import LARGEST_FILE, load_yaml
+from cluster.yaml_files import LARGEST_FILE, load_yaml, read_text
 from jobs.prefixes import parts, within
 from workflows.recipe import Name
 
 VARIABLE = "KARIKOMI_TENANTS"
+QUOTED = re.compile(r"'.*'")  # what YAML's errors show of a file
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -35,7 +37,9 @@ class Tenant(Strict):
     """One business unit on a shared installation."""
 
     business_unit: str = Field("", max_length=200, description="Whom usage is charged to; the tenant if not given.")
-    members: tuple[str, ...] = Field(min_length=1, description='Users and schedules that may submit; "*" is everybody.')
+    members: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description='Users and schedules that may submit; "*" is everybody.'
+    )
     prefixes: tuple[str, ...] = Field(min_length=1, description="s3:// prefixes and directories that it may use.")
     store: str | None = Field(
         None,
@@ -57,6 +61,8 @@ class Tenant(Strict):
         for prefix in value:
             if not prefix.startswith(("s3://", "file:///", "/")):
                 raise ValueError(f"{prefix}: write s3://bucket/prefix or an absolute directory")
+            if "*" in prefix or "?" in prefix:
+                raise ValueError(f"{prefix}: a prefix is taken as it is written, without wildcards")
             try:
                 parts(prefix)
             except InputError as error:
@@ -116,22 +122,19 @@ def load_tenants(where: str | None = None) -> Tenants | None:
     where = where or os.environ.get(VARIABLE)
     if not where:
         return None
-    return parse_tenants(_content(where), where)
+    return parse_tenants(_text(where), where)
 
 
-def parse_tenants(content: bytes, origin: str) -> Tenants:
+def parse_tenants(text: str, origin: str) -> Tenants:
     """The tenants in a YAML text; `origin` names it in errors. What was given is never shown: it may be a secret."""
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{origin}: larger than {LARGEST_FILE // 1024} KiB; a tenants file is short")
     try:
-        given = load_yaml(content.decode(), origin)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{origin}: no UTF-8 text: byte {error.start}") from error
+        given = load_yaml(text, origin)
     except InputError as error:
         cause = error.__cause__
         if not isinstance(cause, MarkedYAMLError) or cause.problem_mark is None:
             raise
-        raise InputError(f"{origin}: no valid YAML: line {cause.problem_mark.line + 1}: {cause.problem}") from None
+        problem = QUOTED.sub("…", cause.problem or "")
+        raise InputError(f"{origin}: no valid YAML: line {cause.problem_mark.line + 1}: {problem}") from None
     if not isinstance(given, dict):
         raise InputError(f"{origin}: a tenants file is a mapping with the field tenants")
     try:
@@ -158,23 +161,21 @@ def tenant_of(tenants: Tenants, name: str, by: str) -> Tenant:
     return tenant
 
 
-def _content(where: str) -> bytes:
+def _text(where: str) -> str:
+    way_out = f"Set {VARIABLE}, or --tenants, to where it is."
+    if not where.startswith("s3://"):
+        return read_text(local_path(where), "a tenants file")
+    folder, _, name = where.rpartition("/")
+    store = open_store(folder)
+    size = store.size(name)
+    if size is None:
+        raise InputError(f"{where}: no tenants file is there", way_out)
+    if size > LARGEST_FILE:
+        raise InputError(f"{where}: larger than {LARGEST_FILE // 1024} KiB; a tenants file is short")
     try:
-        if where.startswith("s3://"):
-            folder, _, name = where.rpartition("/")
-            return open_store(folder).get(name)
-        path = Path(where).expanduser()
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{where}: larger than {LARGEST_FILE // 1024} KiB; a tenants file is short")
-        return path.read_bytes()
-    except MissingKey as error:
-        raise InputError(
-            f"{where}: no tenants file is there", f"Set {VARIABLE}, or --tenants, to where it is."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{where}: cannot be read: {error.strerror}", f"Set {VARIABLE}, or --tenants, to where it is."
-        ) from error
+        return store.get(name).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: no UTF-8 text: byte {error.start}", way_out) from error
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cluster.marks import Mark, marks
+from cluster.paths import local_path
 from cluster.storage import MissingKey, Store, open_store
 from jobs.job import Job
 from jobs.pulling import pull_release
@@ -45,7 +46,7 @@ def model_digest(store: Store, schedule: Schedule) -> str | None:
 
 def look(model: str) -> dict[str, Mark]:
     """Marks of a model's files; none for one on a hub, which is resolved each time."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     if path.suffix == ".gguf" and not model.startswith("s3://"):
         return {name: one for name, one in marks(open_store(str(path.parent))).items() if name == path.name}
     return marks(open_store(model)) if model.startswith("s3://") or path.is_dir() else {}

@@ -19,7 +19,7 @@ from cluster.session import session
 from cluster.storage import Store, Stored, open_store
 from workflows import stages
 from workflows.data.sources import fingerprint
-from workflows.data.windows import build_all, to_parquet
+from workflows.data.windows import build_all, check_known, to_parquet
 from workflows.evaluation.gates import judge
 from workflows.evaluation.quality import Quality
 from workflows.events import GateJudged, Listener, ignore
@@ -113,6 +113,19 @@ def check_before(recipe: Recipe, settings: RunSettings, dense: ModelState, store
             )
 
 
+def check_sound(model: str, quality: Quality) -> None:
+    """Refuses a dense model that is broken: with weights of NaN or infinity there is nothing to hold others against.
+
+    Raises:
+        InputError: it has no perplexity.
+    """
+    if not quality.finite:
+        raise InputError(
+            f"model: {model}: its losses on data.evaluation are not finite, before anything was pruned: it is broken",
+            "Look for NaN or infinity in its weights, or for weights that overflow in its dtype.",
+        )
+
+
 class WindowsMade(BaseModel):
     """The token windows of all roles, one object in the store."""
 
@@ -137,6 +150,7 @@ class Run:
         """All of it, in order: windows, dense quality, stages with gates, format, measurement, release."""
         windows = self.windows()
         dense_quality = self.quality(self.dense, windows, 0)
+        check_sound(self.recipe.model, dense_quality)
         history: list[StageHistory] = []
         good, state = self.dense, self.dense
         for number in range(1, len(self.recipe.stages) + 1):
@@ -199,7 +213,10 @@ class Run:
         }
 
         def make(work: Work) -> WindowsMade:
-            content = to_parquet(build_all(data, load_tokenizer(self.source), self.recipe.seed))
+            tokenizer = load_tokenizer(self.source)
+            built = build_all(data, tokenizer, self.recipe.seed)
+            check_known(built, self.dense.config["vocab_size"], tokenizer)
+            content = to_parquet(built)
             # The first thing that a run writes, once its data are known to be good: what it was asked for, resolved.
             asked = {"recipe": self.recipe.model_dump(mode="json"), "settings": self.settings.model_dump(mode="json")}
             work.store.put_json(f"{self.journal.root}/job.json", asked)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
 from cluster.storage import MissingKey, Store, Stored
 from cluster.version import VERSION
 from workflows.events import Advanced, Listener, StepEnded, StepStarted
 
+log = structlog.get_logger()
 Result = TypeVar("Result", bound=BaseModel)
 
 
@@ -100,10 +102,22 @@ class Journal:
         return done
 
     def _find(self, key: str) -> dict[str, Any] | None:
+        """The record of a step; none that can be used is the same as none.
+
+        A write is whole or not at all, so a broken one was made by hand. What it told is then done again.
+        """
+        place = f"{self.root}/steps/{key}.json"
         try:
-            return self.store.get_json(f"{self.root}/steps/{key}.json")
+            found = self.store.get_json(place)
         except MissingKey:
             return None
+        except (ValueError, RecursionError) as error:
+            log.warning("no record of a step: it is done again", key=place, error=str(error))
+            return None
+        if isinstance(found, dict) and isinstance(found.get("seconds"), int | float) and "result" in found:
+            return found
+        log.warning("no record of a step: it is done again", key=place)
+        return None
 
 
 class Work:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from jobs.commands.console import StoreOption, out, say
+from jobs.commands.console import StoreOption, out, say, warn
 
 app = typer.Typer()
 
@@ -81,8 +81,8 @@ def usage(
 
     ledger = open_store(store)
     if rebuild:
-        make_rows_again(ledger)
-    used = report.sums(read_ledger(ledger, month), by.value)
+        make_rows_again(ledger, warn)
+    used = report.sums(read_ledger(ledger, month, unreadable=warn), by.value)
     if form is Format.csv:
         typer.echo(report.as_csv(used, by.value, month), nl=False)
     elif form is Format.html:

@@ -34,6 +34,11 @@ def show_error(error: KarikomiError) -> None:
         err.print(escape(error.hint), highlight=False, soft_wrap=True)
 
 
+def warn(error: KarikomiError) -> None:
+    """Something that does not keep the command from the rest."""
+    err.print(f"[yellow]warning:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+
+
 def quiet_libraries() -> None:
     """Keeps the terminal for the run's own progress; set before the libraries are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

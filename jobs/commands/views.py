@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.storage import Store
+from jobs.commands.console import warn
 from jobs.explaining import age, progress_words
 from jobs.following import View
 from jobs.records import Run, list_runs
@@ -51,7 +52,7 @@ def seen_in(store: Store) -> Iterator[View]:
     def youngest_first(run: Run) -> float:
         return -run.last.started.at.timestamp()
 
-    for run in sorted(list_runs(store), key=youngest_first):
+    for run in sorted(list_runs(store, warn), key=youngest_first):
         yield View(run, None, now)
 
 

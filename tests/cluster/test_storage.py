@@ -199,6 +199,12 @@ def test_wrong_credentials(s3, monkeypatch):
     assert "not-the-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "s3:///x", "s3:////x/y"])
+def test_an_address_without_a_bucket(uri):
+    with pytest.raises(InputError, match="names no bucket"):
+        open_store(uri)
+
+
 def test_missing_bucket(s3):
     store = open_store("s3://no-such-bucket/x")
     with pytest.raises(InputError, match="no bucket no-such-bucket"):

@@ -19,6 +19,8 @@ KINDS = (
     "archives",
     "releases",
     "run_records",
+    "tenants_files",
+    "schedule_files",
 )
 CASES = [(kind, case) for kind in KINDS for case in importlib.import_module(f"hostile.{kind}").CASES]
 LONGEST = 1.0  # seconds

@@ -51,14 +51,14 @@ def test_a_state_is_derived_from_the_records(store):
     assert not note_end(store, first, ended()), "the first to say how it ended is believed"
     second = claimed(store)
     assert note_end(store, second, ended())
-    (run,) = list_runs(store)
+    (run,) = list_runs(store, pytest.fail)
     assert (run.state(NOW), [one.state(NOW) for one in run.attempts]) == ("done", ["lost", "done"])
     assert run.usage == Usage(seconds=6)
 
 
 def test_runs_that_were_never_attempted_are_not_listed(store):
     store.put("runs/old/steps/x.json", b"{}")
-    assert list(list_runs(store)) == []
+    assert list(list_runs(store, pytest.fail)) == []
     assert read_run(store, "nothing") is None
 
 

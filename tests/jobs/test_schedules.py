@@ -39,6 +39,11 @@ def test_a_job_by_its_path_starts_at_the_schedule_file(tmp_path, monkeypatch):
     assert read_schedule(written(tmp_path, ALL)).job.model == "org/model", "what is no path here stays as it is"
 
 
+@pytest.mark.parametrize(("text", "paused"), [("", None), ("paused: true", True), ("paused: false", False)])
+def test_a_schedule_may_say_whether_it_is_paused(tmp_path, text, paused):
+    assert read_schedule(written(tmp_path, f"{yaml.safe_dump(ALL)}{text}\n")).paused is paused
+
+
 def test_it_survives_being_kept(tmp_path):
     plan = read_schedule(written(tmp_path, ALL | {"when_gate_fails": CHECK}))
     assert Schedule.model_validate_json(plan.model_dump_json()) == plan
@@ -99,3 +104,8 @@ def test_reading_a_schedule_imports_neither_torch_nor_ray(tmp_path):
         f"read_schedule(Path({str(path)!r})); assert not {{'torch', 'ray'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("model", ["~nobody-there/model", "/a" * 2000])
+def test_a_model_that_can_be_no_path_here_stays_as_it_is(tmp_path, model):
+    assert read_schedule(written(tmp_path, ALL | {"job": ALL["job"] | {"model": model}})).job.model == model

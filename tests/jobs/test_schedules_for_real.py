@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from models_for_tests import write_tiny_model, write_trained_model
 
@@ -23,7 +24,7 @@ from workflows.models.source import resolve_source
 from workflows.release import find_version
 
 PART = {"source": "builtin:python-docs", "length": 32}
-PATIENCE = 240
+PATIENCE = 900  # on a busy machine
 
 
 def karikomi(*arguments) -> tuple[int, str]:
@@ -63,6 +64,7 @@ def job_of(model: Path, to: str, **changes) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
     """apply, run-due, run-due again, change the model, run-due: as cron would do it."""
     to = f"s3://tests/{uuid.uuid4().hex}"
@@ -76,7 +78,7 @@ def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
     assert (code, "follow is in force" in shown) == (0, True), shown
     code, shown = karikomi("schedule", "run-due", "--from", to)
     assert code == 0, shown
-    assert "done: perplexity" in shown
+    assert " done: tiny: as many parameters" in shown
     assert find_version(open_store(to), "tiny", None).version == "1"
     code, shown = karikomi("schedule", "run-due", "--from", to)
     assert code == 0, shown
@@ -88,7 +90,7 @@ def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
     make_old(write_tiny_model(model, layers=1, seed=1))
     code, shown = karikomi("schedule", "run-due", "--from", to)
     assert code == 0, shown
-    assert "done: perplexity" in shown
+    assert " done: tiny: as many parameters" in shown
     assert find_version(open_store(to), "tiny", None).version == "2"
     code, shown = karikomi("schedule", "history", "follow", "--from", to)
     assert code == 0
@@ -103,15 +105,23 @@ def test_a_changed_model_is_compressed_and_the_same_one_is_not(s3, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
-    """The release is good on the text it was judged by when it was made, and bad on what people write today."""
+    """The release is good on the text it was judged by when it was made, and bad on what people write today.
+
+    On signs that it never saw, the dense model is sure of the wrong thing and the pruned one less so; on English it is
+    the other way round. Measured: -56 % and +44 %, so that the gate lies far from both.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them only wait for each other on a busy machine
     model = write_trained_model(tmp_path / "model", layers=1, steps=150)
+    torch.set_num_threads(threads)
     easy = tmp_path / "easy.txt"
-    easy.write_text("\n\n".join(["the " * 40] * 40))
+    easy.write_text("\n\n".join(["~^|%#" * 32] * 40))
     data = job_of(model, "")["data"] | {"evaluation": PART | {"source": str(easy), "windows": 4}}
-    job = job_of(
-        model, str(tmp_path / "store"), data=data, gates={"perplexity_increase": 0.2, "worst_slice_increase": 0.2}
-    )
+    changes = {"data": data, "target": {"pattern": "1:4", "sparsity": 0.75}}
+    gates = {"perplexity_increase": 0.1, "worst_slice_increase": 0.1}
+    job = job_of(model, str(tmp_path / "store"), gates=gates, **changes)
     parsed = Job.model_validate(job)
     assert triggers.live_verdict(parsed, parsed.data.evaluation) is None, "nothing is published yet"
     path = tmp_path / "job.yaml"
@@ -125,7 +135,7 @@ def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
         {
             "name": "watch",
             "job": job,
-            "when_gate_fails": {"data": PART | {"part": [0.4, 0.8], "windows": 8}, "check": "* * * * *"},
+            "when_gate_fails": {"data": PART | {"part": [0.4, 0.8], "windows": 32}, "check": "* * * * *"},
         }
     )
     store = open_store(job["publish"]["to"])
@@ -133,7 +143,7 @@ def test_a_release_that_fails_on_fresh_data_is_found(tmp_path):
     (told,) = run_due(store, edges_here(None, None, lambda: False))
     assert told.what == "nothing to do", "the same recipe would make the same release"
     assert "tiny@1 on builtin:python-docs: perplexity rose" in told.sentence
-    assert "(limit +20 %)" in told.sentence
+    assert "(limit +10 %)" in told.sentence
 
 
 def test_a_model_is_read_through_only_when_a_look_says_so(store, tmp_path, monkeypatch):

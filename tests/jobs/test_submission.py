@@ -125,7 +125,7 @@ def test_a_run_that_is_done_is_not_submitted_again(cluster, undisturbed):
     again = submission.submit(undisturbed["job"], cluster.url)
     assert not again.fresh
     assert "done already" in again.sentences[0]
-    (run,) = list_runs(open_store(str(undisturbed["to"])))
+    (run,) = list_runs(open_store(str(undisturbed["to"])), pytest.fail)
     assert len(run.attempts) == 1
 
 

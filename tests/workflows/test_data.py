@@ -17,6 +17,7 @@ from workflows.data.windows import (
     build_all,
     build_windows,
     check_disjoint,
+    check_known,
     choose,
     from_parquet,
     to_parquet,
@@ -142,6 +143,17 @@ def test_windows_that_two_roles_share_are_refused():
     one = build_windows("x", DataSource(source=DOCS, length=32, windows=3), TOKENIZER, 0)
     with pytest.raises(InputError, match="share 3 windows"):
         check_disjoint({"calibration": one, "evaluation": one})
+
+
+def test_a_word_that_the_model_does_not_know_is_refused_where_a_text_uses_it():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["the"])  # the models' embedding stays as it is
+    source = DataSource(source=DOCS, length=32, windows=50)
+    windows = {"calibration": build_windows("calibration", source, tokenizer, 0)}
+    with pytest.raises(InputError, match=rf"data\.calibration: holds token {len(TOKENIZER)} \X
+        check_known(windows, len(TOKENIZER), tokenizer)
+    check_known(windows, len(tokenizer), tokenizer)
+    check_known({"calibration": build_windows("calibration", source, TOKENIZER, 0)}, len(TOKENIZER), tokenizer)
 
 
 def test_a_changed_file_is_other_data(tmp_path):

@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 
+from cluster.errors import InputError
+from workflows.compress import check_sound
 from workflows.evaluation.quality import Quality, WindowScore
 
 
@@ -36,3 +38,10 @@ def test_scores_survive_json():
 def test_the_interval_is_a_function_of_the_seed():
     found = quality(10.0, 11.0, 14.0, 12.0)
     assert found.interval(1) == found.interval(1) != found.interval(2)
+
+
+def test_a_dense_model_without_a_perplexity_is_bad_input():
+    check_sound("some/dir", quality(1.0, 2.0))
+    with pytest.raises(InputError, match=r"model: some/dir: its losses on data\.evaluation are not finite") as refused:
+        check_sound("some/dir", quality(1.0, None))
+    assert refused.value.exit_code == 2

@@ -109,6 +109,29 @@ def check_parts(roles: dict[str, DataSource]) -> None:
             )
 
 
+def check_known(windows: dict[str, Windows], words: int, tokenizer: Any) -> None:
+    """Refuses tokens that the model has no embedding for: words that were added to a tokenizer and not to the model.
+
+    Words that no text uses are no harm: Gemma 3's text models come with one.
+
+    Args:
+        windows: by role.
+        words: rows of the model's embedding, config.json's vocab_size.
+        tokenizer: names the token.
+
+    Raises:
+        InputError: names role and token.
+    """
+    for role, one in windows.items():
+        highest = int(one.tokens.max(initial=0))
+        if highest >= words:
+            raise InputError(
+                f"data.{role}: holds token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), which the model "
+                f"does not know: config.json's vocab_size is {words}",
+                "Take the added word out of the tokenizer's files, or resize the model's embedding.",
+            )
+
+
 def check_disjoint(windows: dict[str, Windows]) -> None:
     """Refuses a window that two roles share.
 

@@ -3,7 +3,7 @@
 import torch
 
 from cluster.storage import open_store
-from workflows.data.windows import Windows, build_windows
+from workflows.data.windows import Windows, build_windows, check_known
 from workflows.evaluation.gates import Verdict, judge
 from workflows.evaluation.quality import Quality, measure_quality
 from workflows.models.decoder import load_model
@@ -27,7 +27,9 @@ def judge_live(dense: Source, live: Source, data: DataSource, recipe: Recipe) ->
     Raises:
         InputError: the data cannot be read or are too little.
     """
-    windows = build_windows("fresh", data, load_tokenizer(dense), recipe.seed)
+    tokenizer = load_tokenizer(dense)
+    windows = build_windows("fresh", data, tokenizer, recipe.seed)
+    check_known({"fresh": windows}, dense.config["vocab_size"], tokenizer)
     before, after = (_quality(one, windows, recipe) for one in (dense, live))
     return judge(before, after, recipe.gates, recipe.seed)
 
