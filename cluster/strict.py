@@ -23,7 +23,7 @@ class Strict(BaseModel):
         if isinstance(value, dict) and get_origin(kind) is dict:  # else a model of its own, which looks itself
             given = [*value, *value.values()]
         else:
-            given = value if isinstance(value, list | tuple) else [value]
+            given = list(value) if isinstance(value, list | tuple) else [value]
         for one in given:
             if isinstance(one, bool) and not flag:  # pydantic alone would read YAML's `yes` as 1
                 raise ValueError("true/false is given where something else is needed")

@@ -150,7 +150,7 @@ def test_a_word_that_the_model_does_not_know_is_refused_where_a_text_uses_it():
     tokenizer.add_tokens(["the"])  # the models' embedding stays as it is
     source = DataSource(source=DOCS, length=32, windows=50)
     windows = {"calibration": build_windows("calibration", source, tokenizer, 0)}
-    with pytest.raises(InputError, match=rf"data\.calibration: holds token {len(TOKENIZER)} \X
+    with pytest.raises(InputError, match=rf"data\.calibration: holds token {len(TOKENIZER)} \('the'\)"):
         check_known(windows, len(TOKENIZER), tokenizer)
     check_known(windows, len(tokenizer), tokenizer)
     check_known({"calibration": build_windows("calibration", source, TOKENIZER, 0)}, len(TOKENIZER), tokenizer)
