@@ -21,7 +21,7 @@ class Strict(BaseModel):
         kind = cls.model_fields[info.field_name].annotation
         flag = bool in (kind, *get_args(kind))  # also one that may be left out
         if isinstance(value, dict) and get_origin(kind) is dict:  # else a model of its own, which looks itself
-            given = [*value, *value.values()]
+            given: list[Any] = [*value, *value.values()]
         else:
             given = list(value) if isinstance(value, list | tuple) else [value]
         for one in given:
