@@ -19,7 +19,7 @@ demo: $(STAMP) ## The whole way on a real model: Gemma-3-270M, a real S3 server,
 	$(BIN)/python -m jobs.demo
 
 test: $(STAMP) ## All tests but the slow ones
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 test-slow: $(STAMP) ## The slow tests
 	$(BIN)/python -m pytest -q -m slow

@@ -116,7 +116,7 @@ def test_a_version_that_another_run_published_is_refused_before_any_work(tmp_pat
     store = open_store(str(tmp_path / "out"))
     pointer = {
         "name": "tiny", "version": "gold", "digest": "d" * 64, "run": "tiny-other", "nonce": "n", "created": "c",
-        "manifest": {"key": "m", "sha256": "s", "size": 1}, "karikomi": "0",
+        "manifest": {"key": "m", "sha256": "5" * 64, "size": 1}, "karikomi": "0",
     }  # fmt: skip
     store.put("models/tiny/versions/gold.json", json.dumps(pointer).encode())
     job = write_job(tmp_path, model, publish={"to": store.uri, "version": "gold"})

@@ -196,11 +196,10 @@ def test_progress_bars_of_libraries_are_for_terminals(monkeypatch, terminal, dis
 
 
 def test_tqdm_heeds_it():
+    plain = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     program = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass"
     loud, quiet = (
-        subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | more, check=True
-        )
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=plain | more, check=True)
         for more in ({}, {"TQDM_DISABLE": "1"})
     )
     assert (bool(loud.stderr), quiet.stderr) == (True, "")
