@@ -5,6 +5,8 @@ from clusters_for_tests import NodeOf, RayCluster
 
 from jobs.checks.ray_cluster import ray_cluster
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster():

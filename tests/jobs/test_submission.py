@@ -26,7 +26,7 @@ from jobs.job import Job
 from jobs.records import list_runs, log_key
 from jobs.running import carry_out
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PART = {"source": "builtin:python-docs", "length": 32}
 PATIENCE = 600
 LAYERS = 40
