@@ -6,7 +6,7 @@ from jobs.admitting import admit
 from jobs.estimating import let_in
 from jobs.job import Job
 from jobs.pricing import money
-from jobs.running import asked_by
+from jobs.records import asked_by
 from jobs.tenants import load_tenants
 from workflows.compress import CACHE, compress
 from workflows.events import Event, StepEnded

@@ -10,9 +10,9 @@ from cluster.storage import open_store
 from jobs import triggers
 from jobs.job import Job, dump_job
 from jobs.progress import Terminal
-from jobs.records import Ended, Progress, Started, claim, note_end, note_progress, read_attempt
+from jobs.records import Ended, Progress, Started, asked_by, claim, note_end, note_progress, read_attempt
 from jobs.run_due import Edges, Note
-from jobs.running import asked_by, carry_out
+from jobs.running import carry_out
 from workflows.events import Listener
 
 
