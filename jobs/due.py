@@ -33,7 +33,8 @@ def moments_between(cron: str, timezone: str, after: datetime, until: datetime) 
 
     Changes of daylight-saving time are those of Debian's cron, as cronsim keeps them: of an expression with fixed
     hours, what falls into the skipped hour comes right after it, and what falls into the doubled one comes in its
-    first pass only. Expressions with `*` in minutes or hours go by elapsed time.
+    first pass only. Expressions with `*` in minutes or hours go by elapsed time; where clocks change by half an hour
+    (Lord Howe Island alone), cronsim's jump to a minute may pass one such moment by.
 
     Args:
         cron: five fields.

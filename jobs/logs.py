@@ -19,8 +19,8 @@ from workflows.events import Advanced, Event, GateJudged, StepEnded, StepStarted
 
 Form = Literal["console", "json"]
 OURS = ("jobs", "workflows", "cluster")
-QUIET = ("ray", "transformers", "huggingface_hub", "botocore", "boto3", "s3transfer", "urllib3", "stamina", "DeepSpeed")
-LATE = "DeepSpeed"  # gives its logger a handler of its own on stdout, whenever it is imported
+QUIET = ("ray", "transformers", "huggingface_hub", "botocore", "boto3", "s3transfer", "urllib3", "stamina")
+LATE = ("DeepSpeed", "ray.data")  # give their loggers handlers of their own, whenever they are imported
 
 log = structlog.get_logger("jobs.run")
 
@@ -68,9 +68,10 @@ def configure(form: Form) -> None:
     root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO if form == "json" else logging.WARNING)
-    for name in QUIET:
+    for name in QUIET + LATE:
         take_over(name)
-    logging.getLogger(LATE).filters = [Detour(handler)]
+    for name in LATE:
+        logging.getLogger(name).filters = [Detour(handler)]
     logging.captureWarnings(form == "json")
 
 

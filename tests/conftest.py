@@ -10,11 +10,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
 
 from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
 
 HERE = Path(__file__).parent
+
+settings.register_profile("same every time", derandomize=True)  # `pytest --hypothesis-profile=default` looks further
+settings.load_profile("same every time")
 
 
 @pytest.fixture(scope="session", autouse=True)

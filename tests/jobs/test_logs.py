@@ -14,7 +14,7 @@ from models_for_tests import write_tiny_model
 from cluster.errors import Cancelled
 from cluster.storage import open_store
 from jobs.job import parse_job
-from jobs.logs import configure, log_event, log_failure
+from jobs.logs import LATE, OURS, QUIET, configure, log_event, log_failure
 from jobs.notice import Notice
 from jobs.notifying import address
 from jobs.records import read_run
@@ -56,7 +56,7 @@ HARMLESS = [
 @pytest.fixture(autouse=True)
 def logging_as_it_was():
     """What `configure` changes is put back."""
-    names = [None, "ray", "transformers", "DeepSpeed", "jobs", "workflows", "cluster", "botocore", "boto3", "urllib3"]
+    names = [None, *OURS, *QUIET, *LATE]
     loggers = [logging.getLogger(name) for name in names]
     before = [(one, list(one.handlers), one.level, one.propagate, list(one.filters)) for one in loggers]
     yield
@@ -121,15 +121,16 @@ def test_every_line_is_json_without_secrets_also_of_libraries_and_errors(capsys)
     assert {"timestamp", "level", "event"} <= found[0].keys()
 
 
-def test_a_library_with_a_handler_of_its_own_says_nothing_beside_ours(capsys):
-    deepspeed = logging.getLogger("DeepSpeed")
+@pytest.mark.parametrize("name", LATE)
+def test_a_library_with_a_handler_of_its_own_says_nothing_beside_ours(capsys, name):
+    library = logging.getLogger(name)
     configure("json")
-    own = logging.StreamHandler(sys.stdout)  # as DeepSpeed does when it is imported
-    deepspeed.addHandler(own)
-    deepspeed.setLevel(logging.WARNING)
-    deepspeed.propagate = False
-    deepspeed.warning("Setting accelerator to CPU")
-    deepspeed.error("an op failed")
+    own = logging.StreamHandler(sys.stdout)  # as it does when it is imported
+    library.addHandler(own)
+    library.setLevel(logging.WARNING)
+    library.propagate = False
+    library.warning("Setting accelerator to CPU")
+    library.error("an op failed")
     shown = capsys.readouterr()
     assert shown.out == ""
     assert [json.loads(line)["event"] for line in shown.err.splitlines()] == ["an op failed"]
