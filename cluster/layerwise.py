@@ -145,10 +145,10 @@ def run_blocks(
         cpus_per_worker: CPUs of each; a worker and the tasks share its bundle half and half, since they take turns.
         finished: blocks that an earlier attempt recorded; work goes on after them.
         on_block: called with each block as soon as it is written, to record it.
-        stop: asked between blocks.
+        stop: asked between blocks and while waiting for machines.
 
     Raises:
-        Cancelled: `stop` said so; all finished blocks are recorded.
+        Cancelled: `stop` said so, between blocks or while waiting; all finished blocks are recorded.
         Unavailable: no machines within the time, or one gang after another was lost.
     """
     blocks = list(finished)
@@ -161,7 +161,7 @@ def run_blocks(
     while len(blocks) < work.block_count:
         begun = len(blocks)
         try:
-            with gang(spec, cpus_per_worker) as group:
+            with gang(spec, cpus_per_worker, stop) as group:
                 _attempt(work, group, spec, blocks, note, stop)
         except MachinesLost as error:
             lost = 0 if len(blocks) > begun else lost + 1

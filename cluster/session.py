@@ -6,7 +6,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.credentials import for_workers
 from cluster.disk import is_full, not_written
-from cluster.errors import Unavailable
+from cluster.errors import Cancelled, Unavailable
 from cluster.spec import ClusterSpec
 
 # glibc keeps freed blocks below its (growing) threshold; a fixed one gives the memory of dropped weights back.
@@ -32,6 +33,8 @@ KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 60_000}
 
 # Ray repeats a task that it killed for memory without end; so the run would hang instead of saying why.
 BOUNDED_RETRIES = {"task_oom_retries": 5}
+
+LOOK_AGAIN = 1.0  # seconds between looks at whether the user gave up waiting
 
 
 @contextmanager
@@ -94,22 +97,27 @@ def worker_environment() -> dict[str, Any]:
 
 
 @contextmanager
-def gang(spec: ClusterSpec, cpus_per_worker: int) -> Iterator[PlacementGroup]:
+def gang(spec: ClusterSpec, cpus_per_worker: int, stop: Callable[[], bool]) -> Iterator[PlacementGroup]:
     """Reserves one bundle per worker, all or none, and gives them back at the end.
 
     Raises:
         Unavailable: they cannot be had within `spec.wait_seconds`; says what was asked and what there is.
+        Cancelled: `stop` said so while waiting.
     """
     bundle = {"CPU": float(cpus_per_worker)}
     if spec.gpus_per_worker:
         bundle["GPU"] = spec.gpus_per_worker
     group = placement_group([bundle] * spec.workers, strategy="SPREAD")
     try:
-        if not group.wait(spec.wait_seconds):
-            raise Unavailable(
-                shortage(bundle, spec.workers, ray.cluster_resources(), ray.available_resources()),
-                f"Ask for less (cluster.workers is {spec.workers}), or run the same command when machines are free.",
-            )
+        deadline = time.monotonic() + spec.wait_seconds
+        while not group.wait(min(spec.wait_seconds, LOOK_AGAIN)):
+            if stop():
+                raise Cancelled("stopped while waiting for machines")
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    shortage(bundle, spec.workers, ray.cluster_resources(), ray.available_resources()),
+                    f"Ask for less (cluster.workers is {spec.workers}), or run it again when machines are free.",
+                )
         yield group
     finally:
         remove_placement_group(group)

@@ -18,7 +18,8 @@ class ClusterSpec(Strict):
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] = Field(0, description="GPUs, or a share of one, per worker.")
     wait_seconds: Annotated[float, Field(gt=0)] = Field(300, description="How long to wait for free machines.")
     block_seconds: Annotated[float, Field(gt=0)] = Field(
-        7200, description="A block, or a part of an evaluation, that takes longer counts as stuck; its workers go."
+        7200,
+        description="A block, part of an evaluation or measurement that takes longer counts as stuck; its workers go.",
     )
     grace_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
         300, description="How long a cancelled driver may take to finish the block at hand, before it is killed."

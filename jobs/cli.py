@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cluster.errors import KarikomiError
+from cluster.errors import Cancelled, KarikomiError
 from jobs.commands import accounts, cluster, doctor, here, observe, releases, schedule
 from jobs.commands.console import show_error
 
@@ -28,6 +28,10 @@ def main() -> None:
     except KarikomiError as error:
         show_error(error)
         sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, typer.Abort):  # Ctrl-C, which typer would end with 1
+            sys.exit(Cancelled.exit_code)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run will cost, before it runs: as its like did last time, or else from the model's size and the tokens."""
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.credentials import adopt
 from cluster.hardware.profiles import HardwareProfile, load_profile
 from cluster.storage import Store, open_store
 from jobs.admission import Admission
@@ -18,7 +20,9 @@ from jobs.metering import most_held
 from jobs.pricing import Account, account_for
 from jobs.records import Usage
 from jobs.tenants import Tenants, load_tenants
+from workflows.compress import CACHE
 from workflows.models.decoder import empty_model
+from workflows.models.source import config_of
 from workflows.recipe import Recipe
 
 CORE_FLOPS = 80e9  # a CPU thread with AVX-512 in matrix products, about as the demo ran
@@ -146,3 +150,25 @@ def let_in(
     run = with_gates(job, tenant).run if tenant else job.run
     spent, own = committed(open_store(job.publish.to), job.tenant, month_of(now), run, now)
     return admit(job, tenants, by, spent, max(whole.usd - own, 0.0)), whole
+
+
+def admitted(job: Job, by: str) -> tuple[Admission, Estimate]:
+    """Lets a job in as `let_in` does; what needs no reading of the model is refused first."""
+    job = admit(job, load_tenants(), by, spent=0.0).job
+    return let_in(job, config_of(job.model, CACHE), by)
+
+
+def as_tenant(job: Job, by: str) -> Job:
+    """The job as its tenant may run it on this machine; from here on this process uses the tenant's credentials.
+
+    Without a tenants file it is the job as it was.
+
+    Raises:
+        InputError: the tenant may not, or its credentials are not on this machine.
+    """
+    if load_tenants() is None:
+        return job
+    admission, _ = admitted(job, by)
+    os.environ.update(admission.environment)
+    adopt()
+    return admission.job

@@ -157,8 +157,6 @@ def _running(attempt: Attempt, seen: Cluster | None, now: datetime) -> Explanati
         return Explanation("running: its driver has told nothing yet", f"`karikomi logs {run}` shows its log.")
     if seen is not None and seen.gangs:
         return _gang(progress_words(attempt), seen.gangs[0], seen.nodes)
-    if progress.waits_for:
-        return Explanation(f"running, but it waits for {progress.waits_for}", "It goes on by itself.")
     silent = (now - progress.at).total_seconds()
     if silent > LOST_AFTER_SECONDS:
         return Explanation(

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from jobs.admitting import admit
-from jobs.estimating import let_in
+from jobs.estimating import admitted
 from jobs.job import Job
 from jobs.pricing import money
 from jobs.records import asked_by
-from jobs.tenants import load_tenants
 from workflows.compress import CACHE, compress
 from workflows.events import Event, StepEnded
 from workflows.memory import worker_memory
@@ -23,7 +21,8 @@ def sentences(job: Job) -> Iterator[str]:
     Raises:
         InputError: whatever a run would refuse at its start.
     """
-    job = admit(job, load_tenants(), asked_by(), spent=0.0).job  # what needs no reading is refused first
+    admission, expected = admitted(job, asked_by())
+    job = admission.job
     recipe, cluster = job.recipe, job.cluster
     source = resolve_source(recipe.model, CACHE)
     done: list[str] = []
@@ -37,7 +36,6 @@ def sentences(job: Job) -> Iterator[str]:
         following = None
     except NotDone as next_step:
         following = f"{next_step.name} of stage {next_step.stage}" if next_step.stage else next_step.name
-    admission, expected = let_in(job, source.config, asked_by())
     yield f"Run {job.run} for tenant {job.tenant}."
     yield (
         f"Model: {recipe.model}, {source.config['num_hidden_layers']} blocks of width {source.config['hidden_size']}, "

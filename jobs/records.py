@@ -88,7 +88,6 @@ class Progress(Record):
     done: Count = 0
     total: Count = 0
     gate: str = Field("", description="The last gate's numbers, as one sentence.")
-    waits_for: str = Field("", description="What the run is waiting for; empty while it works.")
     usage: Usage = Usage()
 
 

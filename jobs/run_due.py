@@ -17,10 +17,10 @@ from cluster.errors import Cancelled, KarikomiError, Unavailable
 from cluster.storage import Store, open_store
 from jobs import fires
 from jobs.due import START_LEASE, due, is_alive, moments_between
+from jobs.endings import ending_of
 from jobs.fires import AttemptName, Fire, FireEnded, FireResult, Trigger, moment_id, moment_of
 from jobs.job import Job
 from jobs.records import Attempt, Started, attempt_numbers, read_attempt, read_run
-from jobs.running import ending_of
 from jobs.schedules import Schedule
 from workflows.recipe import DataSource
 
@@ -328,7 +328,7 @@ class Turn:
 
     def asker(self, fire: Fire) -> str:
         """In whose name a fire's attempts are claimed."""
-        return f"schedule {self.name} {fire.id}"
+        return f"schedule:{self.name} {fire.id}"
 
     def open_fires(self) -> list[Fire]:
         """Those that have not ended, in turn."""

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 import structlog
 
-from cluster.errors import Cancelled, GateNotMet, InputError, KarikomiError, Unavailable
+from cluster.errors import KarikomiError
 from cluster.storage import Store, open_store
 from jobs import ledger, logs
+from jobs.endings import ending_of
 from jobs.job import Job, dump_job
 from jobs.measures import Measures, beginning, note_measures
 from jobs.metering import Meter
@@ -19,28 +20,17 @@ from jobs.notifying import get_ready, tell
 from jobs.records import (
     HEARTBEAT_SECONDS,
     Ended,
-    Figures,
     Progress,
-    Result,
     Started,
     asked_by,
     claim,
     note_end,
     note_progress,
 )
-from jobs.redacting import redact
 from workflows.compress import Outcome, compress
 from workflows.events import Advanced, Event, GateJudged, Listener, StepEnded, StepStarted
-from workflows.reports.summary import verdict
 
 log = structlog.get_logger()
-RESULTS: dict[type[BaseException], Result] = {
-    InputError: "bad input",
-    GateNotMet: "gate not met",
-    Unavailable: "lost",
-    Cancelled: "cancelled",
-    KeyboardInterrupt: "cancelled",
-}
 
 
 def carry_out(
@@ -177,45 +167,6 @@ class AttemptLog:
         with self._lock:
             text = "".join(f"{line}\n" for line in self.events)
         self.store.put(f"runs/{self.started.run}/events/{self.started.number}.jsonl", text.encode())
-
-
-def ending_of(what: Outcome | BaseException) -> Ended:
-    """How an attempt ended, as a record; its usage is still to be filled in."""
-    if isinstance(what, BaseException):
-        result = next((RESULTS[kind] for kind in type(what).__mro__ if kind in RESULTS), "failed")
-        code = (
-            what.exit_code if isinstance(what, KarikomiError) else Cancelled.exit_code if result == "cancelled" else 1
-        )
-        message = redact(what.message if isinstance(what, KarikomiError) else f"{type(what).__name__}: {what}")
-        hint = redact(what.hint) if isinstance(what, KarikomiError) else ""
-        return Ended(at=datetime.now(UTC), code=code, result=result, sentence=message, hint=hint)
-    last = what.history[-1].verdict.sentence
-    figures = figures_of(what)
-    if what.published is None:
-        return Ended(
-            at=datetime.now(UTC), code=GateNotMet.exit_code, result="gate not met", sentence=last, figures=figures
-        )
-    return Ended(
-        at=datetime.now(UTC),
-        code=0 if what.complete else GateNotMet.exit_code,
-        result="done" if what.complete else "rolled back",
-        sentence=verdict(what.report) if what.report else last,
-        release=f"{what.published.name}@{what.published.version}",
-        digest=what.published.digest,
-        figures=figures,
-    )
-
-
-def figures_of(outcome: Outcome) -> Figures:
-    """The numbers of the last stage that met its gates; of the failed one when none did."""
-    passed = [one for one in outcome.history if one.verdict.passed]
-    judged = (passed or outcome.history)[-1].verdict
-    return Figures(
-        stages=len(passed),
-        sparsity=passed[-1].sparsity if passed else 0.0,
-        perplexity_increase=judged.increase,
-        worst_slice_increase=judged.worst_increase,
-    )
 
 
 @contextmanager

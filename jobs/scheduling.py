@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import Unavailable
 from cluster.storage import Store
 from jobs import fires
+from jobs.admitting import admit
 from jobs.due import next_moment
 from jobs.fires import Applied, Fire, FireEnded, applied_key, encoded, tagged
 from jobs.schedules import Schedule
+from jobs.tenants import Tenants
 from workflows.steps import digest
 
 SWAP_TRIES = 50
@@ -27,6 +29,16 @@ class Listed(BaseModel):
     paused: bool
     next: datetime | None
     last: str
+
+
+def under_rules(schedule: Schedule, tenants: Tenants | None) -> Schedule:
+    """The schedule with its job as its tenant's rules make it, so that whoever looks names the run that will start.
+
+    Raises:
+        InputError: the schedule is no member of its tenant, or its job breaks a rule.
+    """
+    job = admit(schedule.job, tenants, f"schedule:{schedule.name}", spent=0.0).job
+    return schedule.model_copy(update={"job": job})
 
 
 def apply(store: Store, schedule: Schedule, at: datetime, by: str) -> tuple[Applied, bool]:

@@ -8,11 +8,13 @@ from rich.console import Console
 from cluster.errors import Cancelled
 from cluster.storage import open_store
 from jobs import triggers
+from jobs.estimating import admitted
 from jobs.job import Job, dump_job
 from jobs.progress import Terminal
 from jobs.records import Ended, Progress, Started, asked_by, claim, note_end, note_progress, read_attempt
 from jobs.run_due import Edges, Note
 from jobs.running import carry_out
+from jobs.tenants import load_tenants
 from workflows.events import Listener
 
 
@@ -22,8 +24,10 @@ def start_here(job: Job, by: str, note: Note, listener: Listener, stop: Callable
     The first heartbeat is written before the attempt is told of: from then on its silence means that it was lost.
 
     Raises:
-        KarikomiError: as a run does; it is in the attempt's record.
+        KarikomiError: its tenant may not; or as a run does, and then it is in the attempt's record.
     """
+    if load_tenants() is not None:
+        job = admitted(job, by)[0].job  # with the credentials that this machine has: it starts others' schedules too
     store = open_store(job.publish.to)
     mine = claim(store, job.run, job.tenant, job.name, by, job.cluster.address, dump_job(job))
     note_progress(store, mine, Progress(at=datetime.now(UTC), stages=len(job.recipe.stages)))

@@ -12,18 +12,17 @@ from datetime import UTC, datetime
 from cluster.errors import InputError
 from cluster.ray_jobs import RayJobs
 from cluster.storage import Store, open_store
-from jobs import admitting as rules
 from jobs import ledger
 from jobs.admission import Admission
 from jobs.cancelling import cancel
-from jobs.estimating import let_in
+from jobs.closing import close
+from jobs.endings import ending_of
+from jobs.estimating import admitted
 from jobs.following import ENDED, View, follow, jobs_of, look
 from jobs.job import Job, dump_job, parse_job
 from jobs.package import absolute_paths, entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
-from jobs.tenants import load_tenants
-from workflows.compress import CACHE, compress
-from workflows.models.source import config_of
+from workflows.compress import compress
 from workflows.steps import NotDone
 
 FINAL: frozenset[State] = frozenset(("done", "rolled back", "gate not met"))
@@ -138,7 +137,9 @@ def retry(
         raise InputError(f"{view.last.started.attempt} is {view.state}", f"`karikomi watch {run}` follows it.")
     if view.state not in only:
         raise InputError(f"{run} is {view.state}, not {' or '.join(sorted(only))}", f"`karikomi retry {run}` tries it.")
-    admission = replace(admit(job, by), job=job)  # the run is what it was, whatever its tenant's defaults are now
+    admission = replace(
+        admitted(job, by or asked_by())[0], job=job
+    )  # the run is what it was, whatever its tenant's defaults are now
     number = view.last.started.number + 1
     if (started := claimed(store, admission, number, jobs.url, by)) is None:
         raise InputError(f"{run}: somebody else has just started attempt {number}", f"`karikomi watch {run}`")
@@ -186,23 +187,28 @@ def prepared(job: Job, grace: int | None, by: str | None) -> tuple[Admission, tu
     job, moved = absolute_paths(job)
     if grace is not None:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
-    admission = admit(job, by)
+    admission, _ = admitted(job, by or asked_by())
     return admission, (*moved, *admission.sentences)
 
 
-def admit(job: Job, by: str | None) -> Admission:
-    """The job under its tenant's rules, its estimate held against what is left of the budget."""
-    who = by or asked_by()
-    admitted = rules.admit(job, load_tenants(), who, spent=0.0).job  # what needs no reading is refused first
-    return let_in(admitted, config_of(admitted.model, CACHE), who)[0]  # its weights are read by `check`, and once
-
-
 def claimed(store: Store, admission: Admission, number: int, url: str, by: str | None) -> Started | None:
-    """Claims an attempt, and reserves what it was let in for; None when somebody else was first."""
+    """Claims an attempt, and reserves what it was let in for; None when somebody else was first.
+
+    Once the claim is there for all to see, the budget is looked at again: of two requests at one moment at least the
+    later one sees the other, so together they do not pass a budget that has room for one.
+
+    Raises:
+        InputError: there is no room any more.
+    """
     job = admission.job
     started = claim_number(store, job.run, number, job.tenant, job.name, by or asked_by(), url, dump_job(job))
     if started is not None:
         ledger.open_account(store, job, started, admission.environment)
+        try:
+            admitted(job, by or asked_by())
+        except InputError as error:
+            close(store, started, ending_of(error), tell=False)
+            raise
     return started
 
 

@@ -102,8 +102,8 @@ class Tenant(Strict):
         return held
 
     def has_member(self, by: str) -> bool:
-        """Whether user@host, or a schedule by its whole name, may submit for it."""
-        return bool({"*", by, by.partition("@")[0]} & set(self.members))
+        """Whether user@host, or schedule:NAME (with or without what made it start), may submit for it."""
+        return bool({"*", by.partition("@")[0], by.partition(" ")[0]} & set(self.members))
 
 
 class Tenants(Strict):

@@ -1,6 +1,8 @@
 """What all tests share: a quiet environment, a real S3 server, a store in a directory and one on S3."""
 
+import logging
 import os
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -10,10 +12,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
+from jobs.cli import main
+from jobs.logs import LATE, OURS, QUIET
 
 HERE = Path(__file__).parent
 
@@ -51,3 +56,35 @@ def store(request, tmp_path):
     if request.param == "directory":
         return open_store(str(tmp_path / "store"))
     return open_store(request.getfixturevalue("s3").make_prefix())
+
+
+@pytest.fixture
+def logging_as_it_was():
+    """What a command changes about logging is put back."""
+    loggers = [logging.getLogger(name) for name in (None, *OURS, *QUIET, *LATE)]
+    before = [(one, list(one.handlers), one.level, one.propagate, list(one.filters)) for one in loggers]
+    yield
+    for one, handlers, level, propagate, filters in before:
+        one.handlers, one.propagate, one.filters = handlers, propagate, filters
+        one.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def karikomi(capfd, logging_as_it_was):
+    """The command line in this process, whose libraries are imported already: `karikomi("plan", job, NAME="value")`."""
+
+    def run(*arguments, **environment) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        command = ["karikomi", *map(str, arguments)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return subprocess.CompletedProcess(command, ended.value.code or 0, *capfd.readouterr())
+
+    return run

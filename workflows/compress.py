@@ -311,7 +311,8 @@ class Run:
 
         def measure_it(work: Work) -> Measured:
             self.connect()
-            return measure(self.dense, state, self.recipe, profile, traffic, self.stop)
+            stuck_after = self.settings.cluster.block_seconds
+            return measure(self.dense, state, self.recipe, profile, traffic, stuck_after, self.stop)
 
         return self.journal.step("measure", inputs, Measured, measure_it)
 

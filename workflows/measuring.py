@@ -34,6 +34,7 @@ def measure(
     recipe: Recipe,
     profile: HardwareProfile,
     traffic: Traffic,
+    stuck_after: float,
     stop: Callable[[], bool],
 ) -> Measured:
     """Runs both models side by side in one task that has the machine's cores to itself.
@@ -44,6 +45,7 @@ def measure(
         recipe: gives the device.
         profile: how many cores a model is served with.
         traffic: the prompt's length is what is timed first; then a batch of short prompts.
+        stuck_after: seconds; a measurement that takes longer hangs.
         stop: asked while waiting.
     """
     threads = min(profile.cores, largest_node_cpus())
@@ -54,7 +56,7 @@ def measure(
     )
     gpus = 1 if recipe.device == "cuda" else 0
     arguments = (dense, compressed, shapes, threads, recipe.device, recipe.seed)
-    return call_each(measure_here, [arguments], cpus=threads, gpus=gpus, stop=stop)[0]
+    return call_each(measure_here, [arguments], threads, gpus, stop, stuck_after=stuck_after)[0]
 
 
 def measure_here(

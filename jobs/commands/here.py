@@ -40,11 +40,14 @@ def run(job: JobFile, log_format: LogFormatOption = LogFormat.console) -> None:
 
     order = read_job(job)
     quiet_libraries()
+    from jobs.estimating import as_tenant
     from jobs.logs import configure, log_event, log_failure
+    from jobs.records import asked_by
     from jobs.running import carry_out
     from jobs.summary import print_outcome
 
     configure(log_format.value)
+    order = as_tenant(order, asked_by())
     if log_format is LogFormat.json:
         try:
             with draining() as drain:

@@ -94,7 +94,7 @@ def promote(
 ) -> None:
     """Make an alias name a version, once that version is verified."""
     from cluster.storage import open_store
-    from jobs.running import asked_by
+    from jobs.records import asked_by
     from workflows.aliases import promote as move
     from workflows.signing import PublicKey
 
@@ -114,7 +114,7 @@ def rollback(
 ) -> None:
     """Put an alias back to the version that it named before."""
     from cluster.storage import open_store
-    from jobs.running import asked_by
+    from jobs.records import asked_by
     from workflows.aliases import rollback as move
 
     say_now(move(open_store(store), name, alias, asked_by(), reason))

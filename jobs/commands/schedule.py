@@ -23,12 +23,13 @@ def apply(file: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule 
     from datetime import UTC, datetime
 
     from cluster.storage import open_store
-    from jobs.running import asked_by
+    from jobs.records import asked_by
     from jobs.schedules import read_schedule
     from jobs.scheduling import apply as put_in_force
-    from jobs.scheduling import starts
+    from jobs.scheduling import starts, under_rules
+    from jobs.tenants import load_tenants
 
-    schedule = read_schedule(file)
+    schedule = under_rules(read_schedule(file), load_tenants())
     store = open_store(schedule.job.publish.to)
     applied, changed = put_in_force(store, schedule, datetime.now(UTC), asked_by())
     state = "is in force" if changed else "was in force already"
@@ -156,7 +157,7 @@ def set_paused(name: str, store: str, paused: bool) -> None:
     from datetime import UTC, datetime
 
     from cluster.storage import open_store
-    from jobs.running import asked_by
+    from jobs.records import asked_by
     from jobs.scheduling import change
 
     change(open_store(store), name, datetime.now(UTC), asked_by(), paused)

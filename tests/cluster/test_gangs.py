@@ -33,7 +33,7 @@ def gangs(monkeypatch):
                 raise MachinesLost("gone", "again")
 
         monkeypatch.setattr(layerwise, "_attempt", attempt)
-        monkeypatch.setattr(layerwise, "gang", lambda spec, cpus: nullcontext())
+        monkeypatch.setattr(layerwise, "gang", lambda spec, cpus, stop: nullcontext())
         run_blocks(FourBlocks(), ClusterSpec(), 1, [], lambda block, stored: told.append(block), lambda: False)
         return begun, told
 

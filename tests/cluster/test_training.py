@@ -95,13 +95,14 @@ def test_a_users_error_in_any_rank_comes_out_as_it_is():
     assert caught.value.hint == "Give it something else."
 
 
-@pytest.mark.parametrize("loop", [dying, killing_the_board])
+@pytest.mark.parametrize("loop", [dying, pytest.param(killing_the_board, marks=pytest.mark.slow)])
 def test_a_group_that_lost_a_process_is_started_again(tmp_path, loop):
     marker = tmp_path / "died"
     assert run(loop, str(marker)) == 3
     assert marker.exists(), "nothing died, so this test showed nothing"
 
 
+@pytest.mark.slow
 def test_a_group_that_dies_again_and_again_is_given_up(monkeypatch):
     monkeypatch.setattr("cluster.training.ATTEMPTS", 2)
     with pytest.raises(Unavailable, match="ranks were lost 2 times over"):

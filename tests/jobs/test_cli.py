@@ -1,9 +1,6 @@
 """The command line: help, exit codes, and bad input that leaves no trace."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -15,16 +12,6 @@ from cluster.storage import open_store
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("cli") / "model", layers=1)
-
-
-def karikomi(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
 
 
 def write_job(tmp_path, directory, **changes):
@@ -44,7 +31,7 @@ def write_job(tmp_path, directory, **changes):
     return path
 
 
-def test_help_lists_commands_and_exit_codes():
+def test_help_lists_commands_and_exit_codes(karikomi):
     shown = karikomi("--help")
     assert shown.returncode == 0
     for word in ("run", "plan", "pull", "fields", "75 machines or store lost"):
@@ -53,7 +40,7 @@ def test_help_lists_commands_and_exit_codes():
         assert karikomi(command, "--help").returncode == 0
 
 
-def test_plan_says_what_will_happen_and_writes_nothing(tmp_path, model):
+def test_plan_says_what_will_happen_and_writes_nothing(karikomi, tmp_path, model):
     planned = karikomi("plan", write_job(tmp_path, model))
     assert planned.returncode == 0, planned.stderr
     for words in (
@@ -80,7 +67,7 @@ def test_plan_says_what_will_happen_and_writes_nothing(tmp_path, model):
         ({"publish": {"to": "/proc/nowhere"}}, 2, "cannot be written"),
     ],
 )
-def test_bad_input_is_told_and_leaves_no_trace(tmp_path, model, changes, code, message):
+def test_bad_input_is_told_and_leaves_no_trace(karikomi, tmp_path, model, changes, code, message):
     done = karikomi("run", write_job(tmp_path, model, **changes))
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -92,7 +79,7 @@ def test_bad_input_is_told_and_leaves_no_trace(tmp_path, model, changes, code, m
     ("content", "message"),
     [(b"", "holds no text"), (b"too short", "gives 0 windows"), (None, "is not there")],
 )
-def test_bad_data_is_told_and_leaves_no_trace(tmp_path, model, content, message):
+def test_bad_data_is_told_and_leaves_no_trace(karikomi, tmp_path, model, content, message):
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
     data = yaml.safe_load(write_job(tmp_path, model).read_text())["data"]
@@ -103,7 +90,7 @@ def test_bad_data_is_told_and_leaves_no_trace(tmp_path, model, content, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_unreachable_store_and_wrong_credentials(tmp_path, model, s3):
+def test_unreachable_store_and_wrong_credentials(karikomi, tmp_path, model, s3):
     job = write_job(tmp_path, model, publish={"to": "s3://tests/cli"})
     nowhere = karikomi("run", job, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
     assert (nowhere.returncode, "out of reach" in nowhere.stderr) == (75, True)
@@ -112,7 +99,7 @@ def test_unreachable_store_and_wrong_credentials(tmp_path, model, s3):
     assert list(open_store("s3://tests/cli").keys("")) == []
 
 
-def test_a_version_that_another_run_published_is_refused_before_any_work(tmp_path, model):
+def test_a_version_that_another_run_published_is_refused_before_any_work(karikomi, tmp_path, model):
     store = open_store(str(tmp_path / "out"))
     pointer = {
         "name": "tiny", "version": "gold", "digest": "d" * 64, "run": "tiny-other", "nonce": "n", "created": "c",
@@ -126,7 +113,7 @@ def test_a_version_that_another_run_published_is_refused_before_any_work(tmp_pat
     assert list(store.keys("")) == ["models/tiny/versions/gold.json"]
 
 
-def test_pull_of_what_is_not_there(tmp_path):
+def test_pull_of_what_is_not_there(karikomi, tmp_path):
     for release in ("nothing", "nothing@3", "../evil"):
         done = karikomi("pull", release, tmp_path / "dir", "--from", tmp_path)
         assert done.returncode == 2

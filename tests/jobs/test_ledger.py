@@ -2,9 +2,6 @@
 
 import csv
 import io
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.dataset as ds
@@ -268,19 +265,12 @@ def test_csv_and_html_are_safe_to_open(store):
     assert "http" not in page.replace(store.uri, "")
 
 
-def usage(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "usage", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=os.environ,
-    )  # fmt: skip
-
-
-def test_the_command(tmp_path):
+def test_the_command(karikomi, tmp_path):
     store = open_store(str(tmp_path))
     many(store)
-    assert "finance" in usage("--from", tmp_path).stdout
+    assert "finance" in karikomi("usage", "--from", tmp_path).stdout
     store.delete(next(store.keys("ledger/")))
-    rebuilt = usage("--from", tmp_path, "--rebuild", "--format", "csv", "--by", "run", "--month", MONTH)
+    rebuilt = karikomi("usage", "--from", tmp_path, "--rebuild", "--format", "csv", "--by", "run", "--month", MONTH)
     assert (rebuilt.returncode, len(rebuilt.stdout.splitlines())) == (0, 7), rebuilt.stderr
-    wrong = usage("--from", tmp_path, "--month", "November")
+    wrong = karikomi("usage", "--from", tmp_path, "--month", "November")
     assert (wrong.returncode, "--month" in wrong.stderr) == (2, True)

@@ -14,7 +14,7 @@ from models_for_tests import write_tiny_model
 from cluster.errors import Cancelled
 from cluster.storage import open_store
 from jobs.job import parse_job
-from jobs.logs import LATE, OURS, QUIET, configure, log_event, log_failure
+from jobs.logs import LATE, configure, log_event, log_failure
 from jobs.notice import Notice
 from jobs.notifying import address
 from jobs.records import read_run
@@ -53,19 +53,7 @@ HARMLESS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """What `configure` changes is put back."""
-    names = [None, *OURS, *QUIET, *LATE]
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(one, list(one.handlers), one.level, one.propagate, list(one.filters)) for one in loggers]
-    yield
-    for one, handlers, level, propagate, filters in before:
-        one.handlers, one.propagate, one.filters = handlers, propagate, filters
-        one.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 def lines(capsys):

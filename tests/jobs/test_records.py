@@ -7,10 +7,11 @@ import pytest
 
 from cluster.errors import Cancelled, InputError, Unavailable
 from cluster.storage import open_store
+from jobs.endings import ending_of
 from jobs.job import parse_job
 from jobs.metering import Meter, held
 from jobs.records import Ended, Progress, Usage, claim, list_runs, note_end, note_progress, read_run
-from jobs.running import AttemptLog, ending_of
+from jobs.running import AttemptLog
 from workflows.events import Advanced, GateJudged, StepEnded, StepStarted
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

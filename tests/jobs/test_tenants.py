@@ -1,8 +1,6 @@
 """Tenants: a file that is read strictly, and rules that let a job in or refuse it with the figures."""
 
-import os
-import subprocess
-import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,14 +8,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from models_for_tests import write_tiny_model
+from schedules_for_tests import schedule
 
 from cluster.errors import InputError
 from cluster.storage import open_store
 from jobs.admitting import admit
+from jobs.estimating import admitted
 from jobs.job import dump_job, parse_job
+from jobs.ledger import committed
+from jobs.ledger_row import month_of
 from jobs.metering import most_held
 from jobs.prefixes import within
 from jobs.pricing import Account
+from jobs.records import read_run
+from jobs.scheduling import under_rules
+from jobs.submission import claimed
 from jobs.tenants import load_tenants, parse_tenants
 
 EXAMPLE = Path(__file__).parents[2] / "jobs" / "examples" / "tenants.yaml"
@@ -231,7 +236,11 @@ def test_under_a_budget_the_price_is_not_the_jobs_to_say(tmp_path):
 
 
 def test_members_are_users_schedules_or_everybody():
-    for members, by in ((["ann"], "ann@host"), (["schedule:nightly"], "schedule:nightly"), (["*"], "eve@host")):
+    for members, by in (
+        (["ann"], "ann@host"),
+        (["schedule:nightly"], "schedule:nightly 20261124T0300Z"),
+        (["*"], "eve@host"),
+    ):
         assert admit(job(), tenants(members=members), by, 0)
 
 
@@ -243,37 +252,64 @@ def place(tmp_path_factory):
     return place
 
 
-def karikomi(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=os.environ | environment,
-    )  # fmt: skip
-
-
-def plan(place, tmp_path, **changes):
+def command(karikomi, name, place, tmp_path, **changes):
+    """Plans or runs a job of a tenant with these rules."""
     rules = RETAIL | {"members": ["*"], "prefixes": [str(place)]} | changes
     (tmp_path / "tenants.yaml").write_text(yaml.safe_dump({"tenants": {"retail": rules}}))
     one = job(model=str(place / "model"), publish={"to": str(place / "out")})
     (tmp_path / "job.yaml").write_bytes(dump_job(one.model_copy(update={"gates": job().gates})))
-    return karikomi("plan", tmp_path / "job.yaml", KARIKOMI_TENANTS=str(tmp_path / "tenants.yaml"))
+    return karikomi(name, tmp_path / "job.yaml", KARIKOMI_TENANTS=str(tmp_path / "tenants.yaml"))
 
 
-def test_plan_shows_the_estimate_against_what_is_left(place, tmp_path):
-    shown = plan(place, tmp_path, gates={"may_loosen": True})
+def test_plan_shows_the_estimate_against_what_is_left(karikomi, place, tmp_path):
+    shown = command(karikomi, "plan", place, tmp_path, gates={"may_loosen": True})
     assert shown.returncode == 0, shown.stderr
     for words in ("Estimate: $0.0", "no run of the same model and shape", "left of $10.00 this month", "Holds 2 of"):
         assert words in shown.stdout
     assert not (place / "out").exists()
 
 
-def test_plan_refuses_what_is_over_budget_with_the_figures(place, tmp_path):
-    shown = plan(place, tmp_path, monthly_budget_usd=0.0001, gates={"may_loosen": True})
+@pytest.mark.parametrize("name", ["plan", "run"])
+def test_what_is_over_budget_is_refused_with_the_figures(karikomi, place, tmp_path, name):
+    shown = command(karikomi, name, place, tmp_path, monthly_budget_usd=0.0001, gates={"may_loosen": True})
     assert shown.returncode == 2
     assert "over budget: $0.00 of $0.0001 is spent or promised this month, the run is estimated at" in shown.stderr
     assert "Traceback" not in shown.stderr
+    assert not (place / "out").exists()
 
 
-def test_the_command_shows_the_file_and_what_nodes_must_carry():
+def test_two_requests_at_one_moment_do_not_both_pass_a_budget_for_one(place, tmp_path, monkeypatch):
+    two = [
+        job(name=name, model=str(place / "model"), publish={"to": str(tmp_path / "retail")}) for name in ("one", "two")
+    ]
+    _, expected = admitted(two[0], "ann")
+    rules = RETAIL | {"prefixes": [str(place), str(tmp_path)], "monthly_budget_usd": 1.5 * expected.usd}
+    rules["gates"] = {"may_loosen": True}
+    (tmp_path / "tenants.yaml").write_text(yaml.safe_dump({"tenants": {"retail": rules}}))
+    monkeypatch.setenv("KARIKOMI_TENANTS", str(tmp_path / "tenants.yaml"))
+    first, second = (admitted(one, "ann")[0] for one in two)  # both, before either has claimed
+    store = open_store(first.job.publish.to)
+    assert claimed(store, first, 1, "http://cluster:8265", "ann")
+    with pytest.raises(InputError, match="over budget"):
+        claimed(store, second, 1, "http://cluster:8265", "ann")
+    refused = read_run(store, second.job.run)
+    assert refused is not None
+    assert refused.last.ended is not None
+    assert refused.last.ended.result == "bad input"
+    assert committed(store, "retail", month_of(datetime.now(UTC)), "")[0] == pytest.approx(expected.usd, rel=0.01)
+
+
+def test_a_schedule_is_put_in_force_as_its_tenants_rules_make_it(tmp_path):
+    one = job(model=str(tmp_path / "model"), publish={"to": str(tmp_path)})
+    nightly = schedule(str(tmp_path), name="nightly").model_copy(update={"job": one})
+    with pytest.raises(InputError, match="does not have schedule:nightly among its members"):
+        under_rules(nightly, tenants(prefixes=[str(tmp_path)]))
+    ruled = under_rules(nightly, tenants(members=["schedule:nightly"], prefixes=[str(tmp_path)]))
+    assert ruled.job.gates.perplexity_increase == 0.05
+    assert under_rules(nightly, None) == nightly
+
+
+def test_the_command_shows_the_file_and_what_nodes_must_carry(karikomi):
     shown = karikomi("tenants", "--tenants", EXAMPLE)
     assert shown.returncode == 0, shown.stderr
     assert '"tenant-retail": 4.0' in shown.stdout

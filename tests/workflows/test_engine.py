@@ -21,15 +21,14 @@ def embedded_ray():
         yield
 
 
-class KilledOnce(PruneStage):
-    """The real work, but the process is killed without a word at one moment, the first time it gets there."""
+class KilledEverywhere(PruneStage):
+    """The real work, but its process is killed without a word in each part of it, the first time it gets there."""
 
-    moment: str
-    marker: str
+    died: Path  # a directory with a file for each death
 
     def _die_once(self, moment: str) -> None:
-        if moment == self.moment and not Path(self.marker).exists():
-            Path(self.marker).touch()
+        if not (self.died / moment).exists():
+            (self.died / moment).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def statistics(self, block, shards, groups):
@@ -61,26 +60,37 @@ def hashes(blocks) -> list[str]:
     return [block.sha256 for block in blocks]
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), pytest.param("ffn", 0.25, marks=pytest.mark.slow)])
-def test_same_bytes_on_any_number_of_workers(embedded_ray, tmp_path, pattern, sparsity):
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    return make_stage(tmp_path_factory.mktemp("engine"), "2:4", 0.5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded_ray, stage):
+    return hashes(run(stage, 2))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_same_bytes_on_any_number_of_workers(stage, undisturbed, workers):
+    assert hashes(run(stage, workers)) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pattern", "sparsity"), [("ffn", 0.25), ("unstructured", 0.5)])
+def test_same_bytes_for_the_other_patterns(embedded_ray, tmp_path, pattern, sparsity):
     stage = make_stage(tmp_path, pattern, sparsity)
     results = [hashes(run(stage, workers)) for workers in (1, 2, 4)]
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("moment", ["statistics", "prepare", "solve", "assemble"])
-def test_same_bytes_when_a_worker_is_killed_within_a_block(embedded_ray, tmp_path, moment):
-    stage = make_stage(tmp_path, "unstructured", 0.5)
-    undisturbed = hashes(run(stage, 2))
-    killed = KilledOnce(**stage.__getstate__())
-    killed.moment, killed.marker = moment, str(tmp_path / "killed")
+def test_same_bytes_when_processes_are_killed_within_blocks(stage, undisturbed, tmp_path):
+    killed = KilledEverywhere(**stage.__getstate__())
+    killed.died = tmp_path
     assert hashes(run(killed, 2)) == undisturbed
-    assert Path(killed.marker).exists(), "the kill did not happen, so this test showed nothing"
+    assert {one.name for one in tmp_path.iterdir()} == {"statistics", "prepare", "solve", "assemble"}
 
 
-def test_a_stopped_run_goes_on_after_the_last_recorded_block(embedded_ray, tmp_path):
-    stage = make_stage(tmp_path, "2:4", 0.5)
-    undisturbed = hashes(run(stage, 1))
+def test_a_stopped_run_goes_on_after_the_last_recorded_block(stage, undisturbed):
     recorded = []
     with pytest.raises(Cancelled):
         run(stage, 1, on_block=lambda block, stored: recorded.append(stored), stop=lambda: len(recorded) == 1)
@@ -92,9 +102,15 @@ def test_a_stopped_run_goes_on_after_the_last_recorded_block(embedded_ray, tmp_p
 
 def test_machines_that_are_not_there_are_named(embedded_ray):
     asked = ClusterSpec(workers=3, gpus_per_worker=8, wait_seconds=1)
-    with pytest.raises(Unavailable, match=r"GPU: asked 3 x 8, cluster has 0"), gang(asked, 1):
+    with pytest.raises(Unavailable, match=r"GPU: asked 3 x 8, cluster has 0"), gang(asked, 1, lambda: False):
         pass
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "the reservation was not given back"
+
+
+def test_whoever_waits_for_machines_can_be_stopped(embedded_ray):
+    asked = ClusterSpec(workers=3, gpus_per_worker=8, wait_seconds=3600)
+    with pytest.raises(Cancelled, match="while waiting"), gang(asked, 1, lambda: True):
+        pass
 
 
 def test_shards_are_spread_evenly_and_in_order():

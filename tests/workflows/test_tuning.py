@@ -96,7 +96,7 @@ def plain_loop(work: TuneWork) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("zero", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_ranks_keep_every_zero_and_lower_the_loss(embedded_ray, tmp_path, zero):
     work = make_work(tmp_path, zero=zero, ranks=2)
     tuned = run(work)
@@ -109,6 +109,7 @@ def test_two_ranks_keep_every_zero_and_lower_the_loss(embedded_ray, tmp_path, ze
     assert tuned.losses[-1].total < tuned.losses[0].total
 
 
+@pytest.mark.slow
 def test_the_same_work_gives_the_same_bytes_also_when_a_rank_is_killed(embedded_ray, tmp_path):
     work = make_work(tmp_path, zero=2, ranks=2)
     first = [block.sha256 for block in run(work).blocks]

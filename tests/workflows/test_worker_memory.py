@@ -49,7 +49,8 @@ def private_memory() -> int:
     return memory.rss - memory.shared
 
 
-@pytest.mark.parametrize("pattern", [pytest.param("2:4", marks=pytest.mark.slow), "ffn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["2:4", "ffn"])
 def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
     directory = write_tiny_model(tmp_path / "model", "llama", layers=LAYERS, hidden=HIDDEN, ffn=FFN)
     config = json.loads((directory / "config.json").read_text())
