@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.errors import InputError
+from cluster.paths import cache_directory
 
 VARIABLE = "KARIKOMI_CREDENTIALS"
 HOOK = "cluster.credentials.adopt_in_worker"
@@ -143,7 +143,7 @@ def _role(role: str, environment: MutableMapping[str, str]) -> dict[str, str]:
     source = "EcsContainer" if any(environment.get(one) for one in CONTAINER) else "Ec2InstanceMetadata"
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"  # to ask STS in
     content = f"[profile karikomi]\nrole_arn = {role}\ncredential_source = {source}\nregion = {region}\n"
-    file = Path.home() / ".cache" / "karikomi" / f"role-{hashlib.sha256(content.encode()).hexdigest()[:12]}.ini"
+    file = cache_directory() / f"role-{hashlib.sha256(content.encode()).hexdigest()[:12]}.ini"
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(f".{os.getpid()}")
     written.write_text(content)

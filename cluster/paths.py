@@ -1,5 +1,6 @@
-"""Local paths as people write them."""
+"""Local paths as people write them, and where things are kept that can be made again."""
 
+import os
 from pathlib import Path
 
 from cluster.errors import InputError
@@ -23,3 +24,8 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def cache_directory() -> Path:
+    """Where this user's converted models and known digests are kept; it may be removed at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karikomi"

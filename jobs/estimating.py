@@ -10,6 +10,7 @@ from torch import nn
 
 from cluster.credentials import adopt
 from cluster.hardware.profiles import HardwareProfile, load_profile
+from cluster.paths import cache_directory
 from cluster.storage import Store, open_store
 from jobs.admission import Admission
 from jobs.admitting import admit, with_gates
@@ -20,7 +21,6 @@ from jobs.metering import most_held
 from jobs.pricing import Account, account_for
 from jobs.records import Usage
 from jobs.tenants import Tenants, load_tenants
-from workflows.compress import CACHE
 from workflows.models.decoder import empty_model
 from workflows.models.source import config_of
 from workflows.recipe import Recipe
@@ -155,7 +155,7 @@ def let_in(
 def admitted(job: Job, by: str) -> tuple[Admission, Estimate]:
     """Lets a job in as `let_in` does; what needs no reading of the model is refused first."""
     job = admit(job, load_tenants(), by, spent=0.0).job
-    return let_in(job, config_of(job.model, CACHE), by)
+    return let_in(job, config_of(job.model, cache_directory()), by)
 
 
 def as_tenant(job: Job, by: str) -> Job:

@@ -11,7 +11,6 @@ from pathlib import Path
 import cluster
 import jobs
 import workflows
-from cluster.paths import is_there, local_path
 from cluster.ray_facts import RayNode
 from cluster.ray_jobs import Entrypoint
 from cluster.version import VERSION
@@ -87,36 +86,3 @@ def place_of_driver(nodes: Sequence[RayNode]) -> tuple[dict[str, str], str]:
     if head is not None and len(nodes) > 1:
         return {"ray.io/node-id": f"!{head.node_id}"}, "on any node but the head"
     return {}, "wherever there is room, the head included: the cluster has no other node now"
-
-
-def absolute_paths(job: Job) -> tuple[Job, tuple[str, ...]]:
-    """The job with relative local paths made absolute, and what that means for the cluster, in words."""
-    changed: list[str] = []
-
-    def absolute(text: str, only_if_there: bool = True) -> str:
-        path = local_path(text)
-        if "://" in text or text.startswith("builtin:") or path == path.absolute() or (
-            only_if_there and not is_there(path)
-        ):  # fmt: skip
-            return text if "~" not in text else str(path)
-        changed.append(text)
-        return str(path.absolute())
-
-    data = job.data.model_copy(
-        update={
-            role: one.model_copy(update={"source": absolute(one.source)})
-            for role in ("calibration", "tuning", "evaluation")
-            for one in [getattr(job.data, role)]
-        }
-    )
-    new = job.model_copy(
-        update={
-            "model": absolute(job.model),
-            "data": data,
-            "hardware": absolute(job.hardware) if job.hardware.endswith((".yaml", ".yml")) else job.hardware,
-            "publish": job.publish.model_copy(update={"to": absolute(job.publish.to, only_if_there=False)}),
-        }
-    )
-    if not changed:
-        return new, ()
-    return new, (f"Made absolute, and must be there on the cluster's nodes, too: {', '.join(sorted(set(changed)))}.",)

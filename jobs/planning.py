@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from cluster.paths import cache_directory
 from jobs.estimating import admitted
 from jobs.job import Job
 from jobs.pricing import money
 from jobs.records import asked_by
-from workflows.compress import CACHE, compress
+from workflows.compress import compress
 from workflows.events import Event, StepEnded
 from workflows.memory import worker_memory
 from workflows.models.source import resolve_source
@@ -24,7 +25,7 @@ def sentences(job: Job) -> Iterator[str]:
     admission, expected = admitted(job, asked_by())
     job = admission.job
     recipe, cluster = job.recipe, job.cluster
-    source = resolve_source(recipe.model, CACHE)
+    source = resolve_source(recipe.model, cache_directory())
     done: list[str] = []
 
     def note(event: Event) -> None:

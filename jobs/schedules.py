@@ -1,6 +1,5 @@
 """The schedule file: which job, when, and what becomes of missed and overlapping runs. Read strictly; light."""
 
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +10,9 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from cluster.errors import InputError
-from cluster.paths import is_there, local_path
 from cluster.strict import plain_text
 from cluster.yaml_files import load_yaml, read_text
+from jobs.absolute import absolute_paths
 from jobs.job import Job, explain, read_job
 from workflows.recipe import DataSource, Name, Strict
 
@@ -109,7 +108,7 @@ def schedule_of(content: Mapping[str, Any], path: Path) -> Schedule:
     except ValidationError as error:
         raise InputError(explain(error, str(path), Schedule), EXAMPLE) from error
     try:
-        return schedule.model_copy(update={"job": anchored(schedule.job)})
+        return schedule.model_copy(update={"job": absolute_paths(schedule.job)[0]})
     except InputError as error:
         raise InputError(f"{path}: job.publish.to: {error.message}", error.hint) from error
 
@@ -121,28 +120,3 @@ def _named_job(name: str, path: Path) -> Job:
         message = error.message if isinstance(error, InputError) else str(error)
         hint = (error.hint if isinstance(error, InputError) else "") or EXAMPLE
         raise InputError(f"{path}: job: {message}", hint) from error
-
-
-def anchored(job: Job) -> Job:
-    """The job with local paths made absolute: cron starts it in another directory than the one it was written in.
-
-    Raises:
-        InputError: it publishes to the home directory of nobody.
-    """
-    sources = {role: one for role, one in job.data if isinstance(one, DataSource)}
-    data = {role: one.model_copy(update={"source": _absolute(one.source)}) for role, one in sources.items()}
-    to = job.publish.to if "://" in job.publish.to else str(local_path(job.publish.to).absolute())
-    return job.model_copy(
-        update={
-            "model": _absolute(job.model),
-            "data": job.data.model_copy(update=data),
-            "hardware": _absolute(job.hardware),
-            "publish": job.publish.model_copy(update={"to": to}),
-        }
-    )
-
-
-def _absolute(value: str) -> str:
-    """A path that is there, absolute; anything else (addresses, hub ids, profiles' names) as it is."""
-    path = Path(os.path.expanduser(value))  # what is no path (yet) may be one where it runs
-    return str(path.absolute()) if "://" not in value and is_there(path) else value

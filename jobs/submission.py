@@ -13,6 +13,7 @@ from cluster.errors import InputError
 from cluster.ray_jobs import RayJobs
 from cluster.storage import Store, open_store
 from jobs import ledger
+from jobs.absolute import absolute_paths
 from jobs.admission import Admission
 from jobs.cancelling import cancel
 from jobs.closing import close
@@ -20,7 +21,7 @@ from jobs.endings import ending_of
 from jobs.estimating import admitted
 from jobs.following import ENDED, View, follow, jobs_of, look
 from jobs.job import Job, dump_job, parse_job
-from jobs.package import absolute_paths, entrypoint
+from jobs.package import entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
 from workflows.compress import compress
 from workflows.steps import NotDone
@@ -184,7 +185,8 @@ def prepared(job: Job, grace: int | None, by: str | None) -> tuple[Admission, tu
     Raises:
         InputError: its tenant may not.
     """
-    job, moved = absolute_paths(job)
+    job, made = absolute_paths(job)
+    moved = (f"Made absolute, and must be there on the cluster's nodes, too: {', '.join(made)}.",) if made else ()
     if grace is not None:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_seconds": grace})})
     admission, _ = admitted(job, by or asked_by())

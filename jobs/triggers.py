@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cluster.marks import Mark, marks
-from cluster.paths import local_path
+from cluster.paths import cache_directory, local_path
 from cluster.storage import MissingKey, Store, open_store
 from jobs.job import Job
 from jobs.pulling import pull_release
 from jobs.schedules import Schedule
-from workflows.compress import CACHE, compress
+from workflows.compress import compress
 from workflows.evaluation.live import judge_live
 from workflows.models.source import resolve_source
 from workflows.recipe import DataSource
@@ -39,7 +39,7 @@ def model_digest(store: Store, schedule: Schedule) -> str | None:
         known = {}
     if seen and known.get("mark") == mark and known.get("model") == schedule.job.model:
         return str(known["digest"])
-    found = resolve_source(schedule.job.model, CACHE).digest
+    found = resolve_source(schedule.job.model, cache_directory()).digest
     store.put_json(key, {"model": schedule.job.model, "mark": mark, "digest": found})
     return found
 
@@ -87,6 +87,6 @@ def live_verdict(job: Job, data: DataSource) -> tuple[bool, str] | None:
     release = f"{job.name}@{pointer.version}"
     with tempfile.TemporaryDirectory(prefix="karikomi-live-") as directory:
         pull_release(job.publish.to, release, Path(directory) / "release")
-        live = resolve_source(str(Path(directory) / "release"), CACHE)
-        verdict = judge_live(resolve_source(job.model, CACHE), live, data, job.recipe)
+        live = resolve_source(str(Path(directory) / "release"), Path(directory))
+        verdict = judge_live(resolve_source(job.model, cache_directory()), live, data, job.recipe)
     return verdict.passed, f"{release} on {data.source}: {verdict.sentence}"

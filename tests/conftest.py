@@ -2,14 +2,17 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anybody imports Ray, which reads it once
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="karikomi-tests-")  # what tests keep is not the user's
 
 import pytest
 import structlog
@@ -24,6 +27,13 @@ HERE = Path(__file__).parent
 
 settings.register_profile("same every time", derandomize=True)  # `pytest --hypothesis-profile=default` looks further
 settings.load_profile("same every time")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_goes_with_the_tests():
+    """Nothing of it is left."""
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import InputError
 from cluster.hardware.profiles import load_profile
+from cluster.paths import cache_directory
 from cluster.session import session
 from cluster.storage import Store, Stored, open_store
 from workflows import stages
@@ -36,8 +37,6 @@ from workflows.settings import RunSettings
 from workflows.signing import PrivateKey
 from workflows.steps import Journal, Work
 from workflows.tuning.tune import Tuned, TuneWork, tune
-
-CACHE = Path.home() / ".cache" / "karikomi"
 
 
 class Outcome(BaseModel):
@@ -79,7 +78,7 @@ def compress(
         Unavailable, Cancelled: what was finished is recorded; the same call goes on.
     """
     store = open_store(settings.publish.to)
-    source = resolve_source(recipe.model, CACHE)
+    source = resolve_source(recipe.model, cache_directory())
     dense = ModelState(source=source.uri, source_digest=source.digest, config=source.config, store=store.uri)
     check_before(recipe, settings, dense, store)
     journal = Journal(store, settings.run, listener, dry)

@@ -42,6 +42,7 @@ def submit(
     The package and the job travel along; the driver runs on a node of the cluster, off the head. The same job twice is
     one run: submitted again while it is on its way it is found, and when it is done nothing happens.
     """
+    from jobs.absolute import absolute_paths
     from jobs.job import read_job
 
     order = read_job(job)
@@ -56,7 +57,7 @@ def submit(
         return
     done = submission.submit(order, cluster, grace, retries=retries if wait else 0)
     _say_all(done)
-    store = order.publish.to if "://" in order.publish.to else str(submission.absolute_paths(order)[0].publish.to)
+    store = absolute_paths(order)[0].publish.to
     if not wait:
         say(f"Follow it: karikomi watch {done.started.run} --from {store}")
         return

@@ -12,6 +12,7 @@ from cluster.disk import room_needed
 from cluster.errors import InputError, Unavailable
 from cluster.storage import Store, Stored, open_store
 from workflows.models import gguf
+from workflows.models.digests import digests
 from workflows.models.safety import INDEX, read_config, read_json, refuse_code, weight_files
 
 TEXT_FILES = (
@@ -47,7 +48,7 @@ def resolve_source(model: str, cache: Path) -> Source:
 
     Args:
         model: directory, s3:// prefix, hub id or .gguf file.
-        cache: where converted and downloaded models are kept.
+        cache: where converted and downloaded models are kept, and the digests of files that were read once.
 
     Raises:
         InputError: missing, unsafe or not covered; names the file and field.
@@ -55,7 +56,7 @@ def resolve_source(model: str, cache: Path) -> Source:
     """
     store = _store(model, cache)
     config, weight_sizes, others = _looked_at(store)
-    weights = tuple(_digest(store, name, size) for name, size in weight_sizes.items())
+    weights = digests(store, weight_sizes, cache)
     named = {one.key: one.sha256 for one in weights} | {
         name: hashlib.sha256(store.get(name)).hexdigest() for name in ("config.json", *others)
     }
@@ -188,10 +189,3 @@ def _check_others(store: Store, sizes: dict[str, int]) -> None:
             raise InputError(f"{store.uri}: {name}: {size} bytes is too large")
     if "tokenizer_config.json" in sizes:
         refuse_code(read_json(store, "tokenizer_config.json"), f"{store.uri}: tokenizer_config.json")
-
-
-def _digest(store: Store, name: str, size: int) -> Stored:
-    found = hashlib.sha256()
-    for piece in store.stream(name):
-        found.update(piece)
-    return Stored(key=name, sha256=found.hexdigest(), size=size)
