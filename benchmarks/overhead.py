@@ -28,26 +28,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, FOLDERS), os.environ.get("PYTHONPATH", "")])
 sys.path[:0] = map(str, FOLDERS)
 
+from jobs_for_tests import tiny_job
+
 DEMO = 600.0  # seconds that the demo takes, see demo.md
-PART = {"source": "builtin:python-docs", "length": 32}
 BOOKKEEPING = ("_open_account", "_beat", "ended")  # methods of AttemptLog that write
-
-
-def job_for(model: Path, to: Path, address: str) -> dict:
-    """The tiny job; it differs only in where it publishes."""
-    return {
-        "name": "tiny",
-        "model": str(model),
-        "data": {
-            "calibration": PART | {"part": [0, 0.2], "windows": 4},
-            "evaluation": PART | {"part": [0.8, 1], "windows": 4},
-        },
-        "target": {"pattern": "2:4", "sparsity": 0.5},
-        "gates": {"perplexity_increase": 9.0, "worst_slice_increase": 9.0},
-        "traffic": {"prompt_tokens": 16, "output_tokens": 4},
-        "cluster": {"workers": 1, "address": address},
-        "publish": {"to": str(to)},
-    }
 
 
 def attached(path: Path) -> None:
@@ -117,7 +101,7 @@ def call(*words: object) -> str:
 def run_attached(directory: Path, model: Path, cluster) -> dict[str, float]:
     """One run in a process that is attached to the cluster."""
     to, path = directory / "store", directory / "job.yaml"
-    path.write_text(json.dumps(job_for(model, to, f"127.0.0.1:{cluster.port}")))
+    path.write_text(json.dumps(tiny_job(model, to, cluster={"workers": 1, "address": f"127.0.0.1:{cluster.port}"})))
     began = time.time()
     bookkeeping = json.loads(call(__file__, "--attached", path).splitlines()[-1])
     whole = time.time() - began
@@ -131,7 +115,7 @@ def run_submitted(directory: Path, model: Path, cluster) -> dict[str, float]:
     from jobs.job import parse_job
 
     to, path = directory / "store", directory / "job.yaml"
-    path.write_text(json.dumps(job_for(model, to, cluster.url)))
+    path.write_text(json.dumps(tiny_job(model, to, cluster={"workers": 1, "address": cluster.url})))
     attempt = f"{parse_job(path.read_text(), str(path)).run}-a1"
     began = time.time()
     with watching_for_driver(cluster, attempt) as seen:

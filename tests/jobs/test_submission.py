@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusters_for_tests import NodeOf, RayCluster
+from jobs_for_tests import tiny_job
 from models_for_tests import write_tiny_model
 
 import cluster.hardware as cluster_hardware
@@ -27,7 +28,6 @@ from jobs.records import list_runs, log_key
 from jobs.running import carry_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-PART = {"source": "builtin:python-docs", "length": 32}
 PATIENCE = 600
 LAYERS = 40
 
@@ -59,22 +59,9 @@ def model(tmp_path_factory):
 
 
 def job_for(model, to, **changes) -> Job:
-    fields = {
-        "name": "tiny",
-        "tenant": "retail",
-        "model": str(model),
-        "data": {
-            "calibration": PART | {"part": [0, 0.2], "windows": 4},
-            "evaluation": PART | {"part": [0.8, 1], "windows": 4},
-        },
-        "target": {"pattern": "2:4", "sparsity": 0.5},
-        "gates": {"perplexity_increase": 9.0, "worst_slice_increase": 9.0},
-        "traffic": {"prompt_tokens": 16, "output_tokens": 4},
-        "hardware": str(model.parent / "one-core.yaml"),
-        "cluster": {"gpus_per_worker": 1},
-        "publish": {"to": str(to)},
-    } | changes
-    return Job.model_validate(fields)
+    hardware, machines = str(model.parent / "one-core.yaml"), {"gpus_per_worker": 1}
+    own = {"tenant": "retail", "hardware": hardware, "cluster": machines} | changes
+    return Job.model_validate(tiny_job(model, to, **own))
 
 
 def wait_until(condition, what):

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 from clusters_for_tests import NodeOf, RayCluster
+from jobs_for_tests import tiny_job
 from models_for_tests import write_tiny_model
 from quota_sampler import Sampler, most_gpus_of_tasks
 
@@ -33,7 +34,6 @@ GPUS = 6  # more than the quotas together: what waits, waits for its quota
 PATIENCE = 1500  # seconds for all ten
 ACTIONS = ("Read", "Write", "List", "Tagging")
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-PART = {"source": "builtin:python-docs", "length": 32}
 SUBMIT = """
 import sys
 from pathlib import Path
@@ -96,20 +96,9 @@ def asked(environments, tmp_path_factory):
 
 
 def job_of(tenant, name, workers):
-    return {
-        "name": name,
-        "tenant": tenant,
-        "model": f"s3://{BUCKET}/{tenant}/in-house/chat",
-        "data": {
-            "calibration": PART | {"part": [0, 0.2], "windows": 4},
-            "evaluation": PART | {"part": [0.8, 1], "windows": 4},
-        },
-        "target": {"pattern": "2:4", "sparsity": 0.5},
-        "gates": {"perplexity_increase": 9.0, "worst_slice_increase": 9.0},
-        "traffic": {"prompt_tokens": 16, "output_tokens": 4},
-        "cluster": {"workers": workers, "gpus_per_worker": 1, "wait_seconds": PATIENCE},
-        "publish": {"to": f"s3://{BUCKET}/{tenant}"},
-    }
+    machines = {"workers": workers, "gpus_per_worker": 1, "wait_seconds": PATIENCE}
+    place = f"s3://{BUCKET}/{tenant}"
+    return tiny_job(f"{place}/in-house/chat", place, name=name, tenant=tenant, cluster=machines)
 
 
 class as_one_who_has(ExitStack):
