@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
-from clusters_for_tests import NodeOf, RayCluster
+from clusters_for_tests import NodeOf, RayCluster, tree
 from jobs_for_tests import tiny_job
 from models_for_tests import write_tiny_model
 
@@ -169,7 +171,7 @@ def test_bad_input_is_never_tried_again(cluster, model, tmp_path):
 
 
 def test_a_queued_run_says_which_number_blocks_and_can_be_cancelled(cluster, jobs, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "admit", lambda job, by: Admission(job, resources={"quota-retail": 1}))
+    monkeypatch.setattr(submission, "admitted", lambda job, by: (Admission(job, resources={"quota-retail": 1}), None))
     jobs._client.submit_job(entrypoint="sleep 600", submission_id="holder", entrypoint_resources={"quota-retail": 1})
     wait_until(lambda: sum(node.free.get("quota-retail", 0) for node in jobs.nodes()) == 0, "the quota is not held")
     job, store = job_for(model, tmp_path), open_store(str(tmp_path))
@@ -184,8 +186,7 @@ def test_a_queued_run_says_which_number_blocks_and_can_be_cancelled(cluster, job
     assert not list(tmp_path.glob("runs/*/steps/*")), "it worked although it was cancelled"
 
 
-@pytest.mark.slow
-def test_a_gang_that_is_too_big_is_explained_and_its_grace_is_kept(cluster, jobs, model, tmp_path):
+def test_a_gang_that_is_too_big_is_explained_and_a_cancel_ends_the_waiting(cluster, jobs, model, tmp_path):
     job = job_for(model, tmp_path, cluster={"workers": 3, "gpus_per_worker": 2})
     store = open_store(str(tmp_path))
     attempt = submission.submit(job, cluster.url).started
@@ -194,10 +195,29 @@ def test_a_gang_that_is_too_big_is_explained_and_its_grace_is_kept(cluster, jobs
     explanation = look(store, job.run, jobs).explain()
     assert "GPU: asked 3 x 2, cluster has 4" in explanation.sentence
     assert "too small" in explanation.hint
-    began = time.monotonic()
-    view = submission.cancel(store, job.run, grace=1)  # it waits for its gang and would not look up for minutes
-    assert time.monotonic() - began < 60
-    assert (view.state, view.last.ended.sentence[:13]) == ("cancelled", "stopped after")
+    view = submission.cancel(store, job.run, grace=PATIENCE)
+    assert (view.state, view.last.ended.sentence) == ("cancelled", "stopped while waiting for machines")
+
+
+def test_a_cancel_waits_for_a_block_no_longer_than_its_grace(cluster, jobs, model, tmp_path):
+    job = job_for(model, tmp_path)
+    store = open_store(str(tmp_path))
+    submission.submit(job, cluster.url)
+    wait_until(lambda: blocks(tmp_path), "it does not begin to prune")
+    everybody = [process for node in cluster.processes for process in tree(node)]
+    workers = [one for one in everybody if "ray::ShardWorker" in " ".join(one.cmdline())]
+    assert workers
+    for one in workers:
+        one.suspend()  # the block at hand will never be done
+    try:
+        began = time.monotonic()
+        view = submission.cancel(store, job.run, grace=1)
+        assert time.monotonic() - began < 60
+    finally:
+        for one in workers:
+            with suppress(psutil.NoSuchProcess):
+                one.resume()
+    assert (view.state, view.last.ended.sentence[:26]) == ("cancelled", "stopped after 1 s of grace")
 
 
 def test_a_wrong_token_and_a_cluster_that_is_not_there(cluster, undisturbed, tmp_path):
