@@ -204,7 +204,7 @@ def test_quotas_hold_at_every_sampled_moment_and_are_reached(played):
 def test_the_ledger_adds_up(played, environments, asked):
     for tenant, store in played["stores"].items():
         rows = read_ledger(store).to_pylist()
-        records = list(list_runs(store))
+        records = list(list_runs(store, pytest.fail))
         assert {row["tenant"] for row in rows} == {tenant}
         assert sorted(row["run"] for row in rows) == [run.run for run in records]
         assert len(records) == len(WORKERS[tenant])
