@@ -24,6 +24,7 @@ from cluster.session import shortage
 ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
 LOOK_AGAIN = 0.5  # seconds
 ROOM_WITHIN = 300  # seconds
+LOST = ("died", "startup timed out", "failed to initialize")  # in what Ray Train says of a rank that is gone
 GONE_WITHIN = 30  # seconds; what is left then holds no machines
 
 
@@ -222,9 +223,6 @@ def _readable(error: BaseException) -> BaseException:
         if isinstance(cause, KarikomiError):
             return cause
     # A dead rank also breaks its peers' connections, so their errors count for nothing then.
-    if any(
-        isinstance(one, RayActorError | WorkerCrashedError) or "died" in str(one) or "startup timed out" in str(one)
-        for one in causes
-    ):
+    if any(isinstance(one, RayActorError | WorkerCrashedError) or any(w in str(one) for w in LOST) for one in causes):
         return RankLost(str(error)[:500])
     return error

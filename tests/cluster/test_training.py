@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from cluster.errors import Cancelled, InputError, Unavailable
 from cluster.session import session
 from cluster.spec import ClusterSpec
-from cluster.training import own_groups, train
+from cluster.training import RankLost, _readable, own_groups, train
 
 PATIENCE = 120
 
@@ -107,6 +109,11 @@ def test_a_group_that_dies_again_and_again_is_given_up(monkeypatch):
     monkeypatch.setattr("cluster.training.ATTEMPTS", 2)
     with pytest.raises(Unavailable, match="ranks were lost 2 times over"):
         run(always_dying, None, ranks=1)
+
+
+def test_a_rank_that_dies_while_its_group_starts_is_lost_too():
+    error = ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize."))
+    assert isinstance(_readable(error), RankLost)
 
 
 def test_ranks_hear_a_stop():
