@@ -18,10 +18,17 @@ WITH_EVERY_CHANGE = {
         "network": [4],
         "disk": [1, 3],
     },
-    "engine": {"worker": [1], "engine-disk": [1]},
+    "engine": {"engine-disk": [1]},
 }
 SLOW = {
-    "engine": {"worker-outside": [1], "worker-frozen": [1], "driver": [1], "two-drivers": [1], "engine-network": [1]},
+    "engine": {
+        "worker": [1],
+        "worker-outside": [1],
+        "worker-frozen": [1],
+        "driver": [1],
+        "two-drivers": [1],
+        "engine-network": [1],
+    },
     "nodes": {"node": [1], "node-frozen": [1]},
     "alone": {"object-store": [1]},
     "runs": {"run": [1], "two-runs": [1], "run-disk": [1]},

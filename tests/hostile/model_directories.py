@@ -9,6 +9,7 @@ from typing import Any
 from hostile.cases import Case, bomb_module, copied_model, edited_json, pickled_bomb
 from hostile.weight_files import resolved
 
+from cluster.paths import cache_directory
 from workflows.models.source import load_tokenizer, resolve_source
 
 
@@ -57,7 +58,7 @@ def tokenizer(name: str, change: Callable[[Path], object], *mentions: str) -> Ca
 
 def address(model: str) -> Case:
     """Something that is no model, as a job might name it."""
-    return Case(f"the model is {model[:40]!r}", lambda folder: folder, lambda folder: resolve_source(model, folder / "cache"), ("model",))  # fmt: skip
+    return Case(f"the model is {model[:40]!r}", lambda folder: folder, lambda folder: resolve_source(model, cache_directory()), ("model",))  # fmt: skip
 
 
 def with_code(model: Path) -> None:

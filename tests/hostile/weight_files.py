@@ -10,6 +10,7 @@ from typing import Any
 
 from hostile.cases import Case, copied_model, pickled_bomb
 
+from cluster.paths import cache_directory
 from workflows.models.source import resolve_source
 
 NAME = "model.safetensors"
@@ -18,7 +19,7 @@ GIB = 1 << 30
 
 
 def resolved(model: Path) -> object:
-    return resolve_source(str(model), model.parent / "cache")
+    return resolve_source(str(model), cache_directory())
 
 
 def weights(name: str, content: Callable[[Path], bytes] | bytes, *mentions: str) -> Case:
