@@ -16,9 +16,10 @@ from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
 from workflows.pruning import ffn, patterns
-from workflows.pruning.solvers import SOLVERS
+from workflows.pruning.refit import refit
+from workflows.pruning.solvers import SOLVERS, statistic_for
 from workflows.recipe import Solver
-from workflows.scoring.gram import add_inputs
+from workflows.scoring.gram import add_inputs, damped
 
 FFN_OUTPUT = "mlp.down_proj"
 FFN_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
@@ -78,7 +79,7 @@ class PruneStage:
         linears = self._decoder.linears(0)
         if self.pattern == "ffn":
             return [RowChunk(one.name, 0, one.rows, one.group) for one in linears if one.name == FFN_OUTPUT]
-        needs_data = SOLVERS[self.solver.name].statistic != "none"
+        needs_data = self._statistic != "none"
         return [
             RowChunk(one.name, start, min(start + self.solver.rows, one.rows), one.group if needs_data else None)
             for one in linears
@@ -107,7 +108,7 @@ class PruneStage:
         """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group."""
         module = self._decoder.block(block)
         linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
-        only_diagonal = self.pattern != "ffn" and SOLVERS[self.solver.name].statistic == "diagonal"
+        only_diagonal = self.pattern != "ffn" and self._statistic == "diagonal"
         sums = {
             name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=self.device)
             for name, linear in linears.items()
@@ -129,29 +130,34 @@ class PruneStage:
             for name in groups:
                 yield sums[name].cpu().numpy()
 
-    def prepare(self, group: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
         total = torch.from_numpy(parts[0].copy())
         for part in parts[1:]:
             total += torch.from_numpy(part)
         total = total.to(self.device)
         if self.pattern == "ffn":
-            return total.cpu().numpy()
+            return (total.cpu().numpy(),)
         prepared = SOLVERS[self.solver.name].prepare(total, self.solver.damping)
-        assert prepared is not None
-        return prepared.cpu().numpy()
+        if self.solver.refit:
+            prepared = (*prepared, damped(total, self.solver.damping))
+        return tuple(one.cpu().numpy() for one in prepared)
 
-    def solve(self, block: int, unit: RowChunk, prepared: np.ndarray | None) -> Any:
+    def solve(self, block: int, unit: RowChunk, prepared: Sequence[np.ndarray] | None) -> Any:
         """Pruned and repaired rows in the stored type; for `ffn` the kept channels and the repaired projection."""
         stored = Checkpoint(self.before).read_linear_rows(block, unit.linear, unit.start, unit.stop)
         weight = stored.to(device=self.device, dtype=torch.float32)
-        statistic = None if prepared is None else torch.from_numpy(prepared).to(self.device)
+        shared = tuple(torch.from_numpy(one).to(self.device) for one in prepared or ())
         if self.pattern == "ffn":
-            assert statistic is not None
             keep = int(self.config["intermediate_size"])
-            kept, repaired = ffn.remove_channels(weight, statistic, keep, self.solver.damping)
+            kept, repaired = ffn.remove_channels(weight, shared[0], keep, self.solver.damping)
             return kept.cpu(), repaired.to(stored.dtype).cpu()
-        solved = SOLVERS[self.solver.name].solve(weight, statistic, self.pattern, self.sparsity)
+        hessian = shared[-1] if self.solver.refit else None
+        solved = SOLVERS[self.solver.name].solve(
+            weight, shared if hessian is None else shared[:-1], self.pattern, self.sparsity
+        )
+        if hessian is not None:
+            solved = refit(weight, solved, hessian, self.solver.refit)
         return unit.linear, solved.to(stored.dtype).cpu()
 
     def assemble(self, block: int, results: Sequence[Any]) -> Stored:
@@ -172,6 +178,10 @@ class PruneStage:
         return open_store(self.before.store).put(
             f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, tensors)
         )
+
+    @property
+    def _statistic(self) -> Literal["none", "diagonal", "gram"]:
+        return statistic_for(self.solver.name, self.solver.refit)
 
     @cached_property
     def _tokens(self) -> torch.Tensor:

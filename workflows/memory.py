@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workflows.models.decoder import empty_model
-from workflows.pruning.solvers import SOLVERS
+from workflows.pruning.solvers import statistic_for
 from workflows.recipe import Recipe
 
 FFN_OUTPUT = "mlp.down_proj"
@@ -68,4 +68,4 @@ def statistic_size(width: int, recipe: Recipe) -> int:
     """Numbers in one input's statistics."""
     if recipe.target.pattern == "ffn":
         return width * width
-    return {"none": 0, "diagonal": width, "gram": width * width}[SOLVERS[recipe.solver.name].statistic]
+    return {"none": 0, "diagonal": width, "gram": width * width}[statistic_for(recipe.solver.name, recipe.solver.refit)]

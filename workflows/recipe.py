@@ -120,12 +120,16 @@ class Target(Strict):
 class Solver(Strict):
     """How weights are chosen and the rest repaired."""
 
-    name: Literal["magnitude", "wanda", "sparsegpt"] = Field(
+    name: Literal["magnitude", "wanda", "sparsegpt", "admm"] = Field(
         "sparsegpt",
-        description="magnitude (no data), wanda (inputs' norms) or sparsegpt (second order, repairs).",
+        description="magnitude (no data), wanda (inputs' norms), sparsegpt (second order, repairs) or admm (mask and "
+        "repair together, then refitted: better, slower).",
     )
     damping: Annotated[float, Field(gt=0, le=1)] = Field(
         0.01, description="Share of the Gram's mean diagonal that is added to it; raised when Cholesky fails."
+    )
+    refit: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="Steps of least squares on the mask that was found: the survivors make up for what went."
     )
     rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
 

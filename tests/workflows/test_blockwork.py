@@ -16,14 +16,17 @@ from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
 from workflows.pruning.ffn import remove_channels
+from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS
 from workflows.recipe import Solver
-from workflows.scoring.gram import add_inputs
+from workflows.scoring.gram import add_inputs, damped
 
 LENGTH, WINDOWS, SHARDS, ROWS = 32, 6, 3, 24
 
 
-def make_stage(tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3", layers=3, ffn=128) -> PruneStage:
+def make_stage(
+    tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3", layers=3, ffn=128, refit_steps=0
+) -> PruneStage:
     directory = write_tiny_model(tmp_path / "model", family, layers=layers, hidden=64, ffn=ffn, dtype="float32")
     config = json.loads((directory / "config.json").read_text())
     store = open_store(str(tmp_path / "store"))
@@ -39,7 +42,7 @@ def make_stage(tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3",
         shard_count=SHARDS,
         pattern=pattern,
         sparsity=sparsity,
-        solver=Solver(name=solver, rows=ROWS),
+        solver=Solver(name=solver, rows=ROWS, refit=refit_steps),
         dtype="float32",
         device="cpu",
         threads=1,
@@ -90,28 +93,32 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
             solver = SOLVERS[stage.solver.name]
             for name, one in linears.items():
                 statistic = grams[name].diagonal() if solver.statistic == "diagonal" else grams[name]
-                prepared = None if solver.statistic == "none" else solver.prepare(statistic, stage.solver.damping)
+                prepared = solver.prepare(statistic, stage.solver.damping)
                 rows = one.weight.data.split(stage.solver.rows)
-                one.weight.data = torch.cat(
-                    [solver.solve(chunk, prepared, stage.pattern, stage.sparsity) for chunk in rows]
-                )
+                solved = [solver.solve(chunk, prepared, stage.pattern, stage.sparsity) for chunk in rows]
+                if steps := stage.solver.refit:
+                    hessian = damped(grams[name], stage.solver.damping)
+                    solved = [refit(old, new, hessian, steps) for old, new in zip(rows, solved, strict=True)]
+                one.weight.data = torch.cat(solved)
         prefix = f"model.layers.{index}."
         blocks.append({prefix + name: tensor.clone() for name, tensor in layer.state_dict().items()})
     return blocks
 
 
 @pytest.mark.parametrize(
-    ("pattern", "sparsity", "solver"),
+    ("pattern", "sparsity", "solver", "steps"),
     [
-        ("unstructured", 0.5, "sparsegpt"),
-        ("2:4", 0.5, "sparsegpt"),
-        ("2:4", 0.5, "wanda"),
-        ("unstructured", 0.3, "magnitude"),
-        ("ffn", 0.25, "sparsegpt"),
+        ("unstructured", 0.5, "sparsegpt", 0),
+        ("2:4", 0.5, "sparsegpt", 5),
+        ("2:4", 0.5, "wanda", 0),
+        ("unstructured", 0.5, "wanda", 5),
+        ("unstructured", 0.3, "magnitude", 0),
+        ("unstructured", 0.3, "magnitude", 5),
+        ("ffn", 0.25, "sparsegpt", 0),
     ],
 )
-def test_streamed_equals_whole_model_reference(tmp_path, pattern, sparsity, solver):
-    stage = make_stage(tmp_path, pattern, sparsity, solver)
+def test_streamed_equals_whole_model_reference(tmp_path, pattern, sparsity, solver, steps):
+    stage = make_stage(tmp_path, pattern, sparsity, solver, refit_steps=steps)
     for ours, theirs in zip(streamed(stage), reference(stage), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:

@@ -89,15 +89,21 @@ def test_second_stage_adds_to_the_zeros_of_the_first(name: str, pattern: str, fi
     verify(twice, pattern, second)
 
 
+@pytest.mark.parametrize("name", ["sparsegpt", "admm"])
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.floats(0, 0.9), st.floats(0, 1), st.sampled_from(["unstructured", "2:4"]))
-def test_sparsegpt_never_revives_zeros_wherever_they_are(
-    seed: int, zero_share: float, sparsity: float, pattern: str
+@given(
+    seed=st.integers(0, 2**31),
+    zero_share=st.floats(0, 0.9),
+    sparsity=st.floats(0, 1),
+    pattern=st.sampled_from(["unstructured", "2:4"]),
+)
+def test_zeros_are_never_revived_wherever_they_are(
+    name: str, seed: int, zero_share: float, sparsity: float, pattern: str
 ) -> None:
     weight, gram = problem(3, 160, seed)
     weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < zero_share] = 0
     sparsity = sparsity / 2 if pattern == "2:4" else sparsity
-    pruned = solve("sparsegpt", weight, gram, pattern, sparsity)
+    pruned = solve(name, weight, gram, pattern, sparsity)
     assert (pruned[weight == 0] == 0).all()
     zeros, claimed = int((pruned == 0).sum()), pruned_count(3, 160, sparsity, pattern)
     assert zeros >= claimed
@@ -237,7 +243,7 @@ def test_damaged_weights_are_an_error(pattern: str, value: float) -> None:
         solve("sparsegpt", weight, gram, pattern, 0.5)
 
 
-@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm"])
 def test_damaged_statistics_are_an_error(name: str) -> None:
     gram = torch.eye(4)
     gram[1, 1] = math.nan
@@ -250,8 +256,9 @@ def test_what_solvers_need() -> None:
         "magnitude": "none",
         "wanda": "diagonal",
         "sparsegpt": "gram",
+        "admm": "gram",
     }
-    assert SOLVERS["magnitude"].prepare(torch.eye(2), DAMPING) is None
+    assert SOLVERS["magnitude"].prepare(torch.eye(2), DAMPING) == ()
 
 
 @pytest.mark.gpu

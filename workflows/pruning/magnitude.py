@@ -12,10 +12,11 @@ class Magnitude:
 
     statistic: Final = "none"
 
-    def prepare(self, statistic: Tensor, damping: float) -> None:
+    def prepare(self, statistic: Tensor, damping: float) -> tuple[()]:
         """Needs nothing."""
+        return ()
 
-    def solve(self, weight: Tensor, prepared: Tensor | None, pattern: str, sparsity: float) -> Tensor:
+    def solve(self, weight: Tensor, prepared: tuple[Tensor, ...], pattern: str, sparsity: float) -> Tensor:
         """Rows [rows, in] without their smallest weights."""
         keep = keep_mask(weight.abs(), pattern, sparsity, per_row=False)
         return weight.masked_fill(~keep, 0)

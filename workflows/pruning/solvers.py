@@ -4,6 +4,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from workflows.pruning.admm import Admm
 from workflows.pruning.magnitude import Magnitude
 from workflows.pruning.sparsegpt import SparseGPT
 from workflows.pruning.wanda import Wanda
@@ -21,8 +22,8 @@ class Solver(Protocol):
         """What it needs of the linear's inputs: nothing, the Gram's diagonal [in], or the Gram [in, in]."""
         ...
 
-    def prepare(self, statistic: Tensor, damping: float) -> Tensor | None:
-        """What all row chunks share, made once per Gram; None when nothing is needed.
+    def prepare(self, statistic: Tensor, damping: float) -> tuple[Tensor, ...]:
+        """What all row chunks share, made once per Gram.
 
         Args:
             statistic: what `statistic` names; a whole Gram also does where the diagonal is enough.
@@ -33,14 +34,14 @@ class Solver(Protocol):
         """
         ...
 
-    def solve(self, weight: Tensor, prepared: Tensor | None, pattern: str, sparsity: float) -> Tensor:
+    def solve(self, weight: Tensor, prepared: tuple[Tensor, ...], pattern: str, sparsity: float) -> Tensor:
         """Pruned and repaired rows, as a new tensor.
 
         Weights that are zero already go first, so a second stage adds zeros to those of the first.
 
         Args:
             weight: [rows, in] fp32, left as it is.
-            prepared: what `prepare` returned.
+            prepared: what `prepare` returned; empty when no statistic is needed.
             pattern: as in the recipe.
             sparsity: share of zeros in the result.
 
@@ -54,4 +55,10 @@ SOLVERS: dict[str, Solver] = {
     "magnitude": Magnitude(),
     "wanda": Wanda(),
     "sparsegpt": SparseGPT(),
+    "admm": Admm(),
 }
+
+
+def statistic_for(name: str, refit_steps: int) -> Literal["none", "diagonal", "gram"]:
+    """What a solver needs of the inputs, and a refit after it: that needs the whole Gram."""
+    return "gram" if refit_steps else SOLVERS[name].statistic

@@ -21,35 +21,35 @@ class SparseGPT:
 
     statistic: Final = "gram"
 
-    def prepare(self, statistic: Tensor, damping: float) -> Tensor:
+    def prepare(self, statistic: Tensor, damping: float) -> tuple[Tensor]:
         """The factor U [in, in]; its diagonal is infinite for dead inputs: their weights cost nothing."""
         factor = inverse_factor(statistic, damping)
         factor.diagonal()[statistic.diagonal() == 0] = torch.inf
-        return factor
+        return (factor,)
 
     @full_precision()
-    def solve(self, weight: Tensor, prepared: Tensor | None, pattern: str, sparsity: float) -> Tensor:
+    def solve(self, weight: Tensor, prepared: tuple[Tensor, ...], pattern: str, sparsity: float) -> Tensor:
         """Pruned and repaired rows [rows, in].
 
         Zeros of an earlier stage and weights of dead inputs are zero in the result even where they are more
         than the count asks for.
         """
-        assert prepared is not None, "sparsegpt needs the inverse factor of the Gram"
+        (factor,) = prepared
         if not torch.isfinite(weight).all():
             raise ValueError("the weights hold NaN or infinity")
         group = parse(pattern)
         rows, cols = weight.shape
         count = pruned_count(rows, cols, sparsity, pattern)
-        steps = prepared.diagonal()
+        steps = factor.diagonal()
         weight = weight.masked_fill(steps.isinf(), 0)
         was_zero = weight == 0
         edges = _block_edges(cols, group)
         counts = _counts_per_block(was_zero, edges, group, count)
         for (start, stop), block_count in zip(pairwise(edges), counts, strict=True):
             block = weight[:, start:stop].clone()
-            errors = _solve_block(block, was_zero[:, start:stop], prepared[start:stop, start:stop], group, block_count)
+            errors = _solve_block(block, was_zero[:, start:stop], factor[start:stop, start:stop], group, block_count)
             weight[:, start:stop] = block
-            weight[:, stop:].addmm_(errors, prepared[start:stop, stop:], alpha=-1)
+            weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
         return weight
 
 
