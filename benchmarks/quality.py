@@ -1,0 +1,168 @@
+"""Perplexity by solver and pattern, ours beside the peer's: `python benchmarks/quality.py MODEL TEXT [METHOD ...]`.
+
+MODEL is a Hugging Face directory (the demo's converted Gemma-3-270M lies under ~/.cache/karikomi/gguf), TEXT a text
+file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. Every result is a line of
+build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from cluster.storage import open_store
+from workflows.blockwork import PruneStage
+from workflows.data.windows import Windows, to_parquet
+from workflows.evaluation.quality import measure_quality
+from workflows.models.decoder import load_model
+from workflows.models.source import load_tokenizer, resolve_source
+from workflows.models.state import ModelState
+from workflows.recipe import Solver
+
+SHOWN = ROOT / "build" / "quality" / "shown.jsonl"
+PAGE = ROOT / "benchmarks" / "quality.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+LENGTH, CALIBRATION, EVALUATION, LATER = 512, 32, 24, 200
+COLUMNS = {
+    "50 %": ("unstructured", 0.5),
+    "60 %": ("unstructured", 0.6),
+    "70 %": ("unstructured", 0.7),
+    "2:4": ("2:4", 0.5),
+    "4:8": ("4:8", 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: how every linear of every block is solved."""
+
+    title: str
+    solver: dict = field(default_factory=dict)
+
+
+METHODS = {
+    "magnitude": Method("magnitude", {"name": "magnitude"}),
+    "wanda": Method("wanda", {"name": "wanda"}),
+    "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
+    "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
+    "admm": Method("admm", {"name": "admm"}),
+}
+
+
+def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
+    """Windows `first` to `first + count` of a text: BOS and 511 tokens each."""
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = LENGTH - 1
+    rows = [[tokenizer.bos_token_id, *tokens[number * own : (number + 1) * own]] for number in range(first, first + count)]
+    if len(rows[-1]) < LENGTH:
+        raise SystemExit(f"the text has {len(tokens) // own} windows, {first + count} are asked")
+    return Windows(tokens=np.array(rows, dtype=np.int32), slices=["all"] * count)
+
+
+def pruned(dense: ModelState, windows: Windows, method: Method, pattern: str, sparsity: float) -> tuple[ModelState, float]:
+    """The model after one stage, worked through in this process as a worker does it, and the seconds it took."""
+    store = open_store(dense.store)
+    stage = PruneStage(
+        before=dense,
+        config=dense.config,
+        windows_key=store.put("windows", to_parquet({"calibration": windows})).key,
+        shard_count=1,
+        pattern=pattern,
+        sparsity=sparsity,
+        solver=Solver(**method.solver),
+        dtype="float32",
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        threads=torch.get_num_threads(),
+        key_prefix="blocks",
+    )
+    began = time.monotonic()
+    stage.setup()
+    units = stage.units()
+    groups = sorted({unit.group for unit in units if unit.group})
+    shards = {0: stage.open_shard(0)}
+    blocks = []
+    for block in range(stage.block_count):
+        parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []
+        prepared = {name: stage.prepare(name, [part]) for name, part in zip(groups, parts, strict=True)}
+        blocks.append(stage.assemble(block, [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]))
+        stage.advance(block, blocks[-1], shards)
+    return dense.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
+
+
+def perplexity(state: ModelState, windows: Windows) -> float:
+    """On the later windows, in the type that the model is served in."""
+    value = measure_quality(load_model(state, torch.bfloat16), windows).perplexity
+    return float("inf") if value is None else value
+
+
+def read() -> dict[tuple[str, str], dict]:
+    """What was measured so far, by method and column."""
+    lines = SHOWN.read_text().splitlines() if SHOWN.exists() else []
+    return {(one["method"], one["column"]): one for one in map(json.loads, lines)}
+
+
+def note(**result) -> None:
+    """Keeps one result."""
+    SHOWN.parent.mkdir(parents=True, exist_ok=True)
+    with SHOWN.open("a") as file:
+        file.write(f"{json.dumps(result)}\n")
+    print(result, flush=True)
+
+
+def table() -> str:
+    """Perplexity of every method, and in brackets the share of SparseGPT's excess over dense that is left."""
+    shown = read()
+    dense = shown["dense", ""]["perplexity"]
+    lines = [f"Dense: {dense:.2f}.", "", f"| | {' | '.join(COLUMNS)} | s |", f"|---|{'---|' * (len(COLUMNS) + 1)}"]
+    for name, method in METHODS.items():
+        cells, seconds = [], []
+        for column in COLUMNS:
+            one, base = shown.get((name, column)), shown.get(("sparsegpt", column))
+            share = f" ({(one['perplexity'] - dense) / (base['perplexity'] - dense):.2f})" if one and base else ""
+            cells.append(f"{one['perplexity']:.2f}{share}" if one else "–")
+            seconds += [one["seconds"]] if one else []
+        lines.append(f"| {method.title} | {' | '.join(cells)} | {np.median(seconds) if seconds else 0:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures what is missing, then writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("methods", nargs="*", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--columns", nargs="*", default=list(COLUMNS), choices=list(COLUMNS))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        source = resolve_source(asked.model, Path(temporary))
+        tokenizer, text = load_tokenizer(source), asked.text.read_text()
+        calibration = windows_of(text, tokenizer, 0, CALIBRATION)
+        evaluation = windows_of(text, tokenizer, LATER, EVALUATION)
+        dense = ModelState(
+            source=source.uri, source_digest=source.digest, config=source.config, store=f"{temporary}/store"
+        )
+        if ("dense", "") not in read():
+            note(method="dense", column="", perplexity=perplexity(dense, evaluation), seconds=0.0)
+        for column in asked.columns:
+            for name in asked.methods:
+                if (name, column) in read():
+                    continue
+                after, seconds = pruned(dense, calibration, METHODS[name], *COLUMNS[column])
+                note(method=name, column=column, perplexity=perplexity(after, evaluation), seconds=round(seconds, 1))
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after_table = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n\nAs of {date.today()}.\n{END}{after_table}")
+
+
+if __name__ == "__main__":
+    main()
