@@ -123,7 +123,7 @@ class Solver(Strict):
     name: Literal["magnitude", "wanda", "sparsegpt", "admm"] = Field(
         "sparsegpt",
         description="magnitude (no data), wanda (inputs' norms), sparsegpt (second order, repairs) or admm (mask and "
-        "repair together, then refitted: better, slower).",
+        "repair found together, then refitted; slower).",
     )
     damping: Annotated[float, Field(gt=0, le=1)] = Field(
         0.01, description="Share of the Gram's mean diagonal that is added to it; raised when Cholesky fails."
