@@ -62,14 +62,16 @@ METHODS = {
 def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
     """Windows `first` to `first + count` of a text: BOS and 511 tokens each."""
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    own = LENGTH - 1
-    rows = [[tokenizer.bos_token_id, *tokens[number * own : (number + 1) * own]] for number in range(first, first + count)]
+    own, bos = LENGTH - 1, tokenizer.bos_token_id
+    rows = [[bos, *tokens[number * own : (number + 1) * own]] for number in range(first, first + count)]
     if len(rows[-1]) < LENGTH:
         raise SystemExit(f"the text has {len(tokens) // own} windows, {first + count} are asked")
     return Windows(tokens=np.array(rows, dtype=np.int32), slices=["all"] * count)
 
 
-def pruned(dense: ModelState, windows: Windows, method: Method, pattern: str, sparsity: float) -> tuple[ModelState, float]:
+def pruned(
+    dense: ModelState, windows: Windows, method: Method, pattern: str, sparsity: float
+) -> tuple[ModelState, float]:
     """The model after one stage, worked through in this process as a worker does it, and the seconds it took."""
     store = open_store(dense.store)
     stage = PruneStage(

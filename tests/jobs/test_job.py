@@ -62,9 +62,9 @@ def test_the_same_job_is_the_same_run_wherever_it_runs():
     ("changes", "message"),
     [
         ({"colour": 1}, r"job\.yaml: colour: unknown field; allowed here: model, data"),
-        ({"solver": {"title": "wanda"}}, r"solver\.title: unknown field; allowed here: name, damping, rows"),
+        ({"solver": {"title": "wanda"}}, r"solver\.title: unknown field; allowed here: name, damping, refit, rows"),
         ({"stages": [{"sparsity": 0.5, "tune": {"step": 1}}]}, r"stages\.0\.tune\.step: unknown field; allowed here: steps"),
-        ({"solver": {"name": "magic"}}, r"solver\.name: .*'magnitude', 'wanda' or 'sparsegpt'.*given: 'magic'"),
+        ({"solver": {"name": "magic"}}, r"solver\.name: .*'magnitude', 'wanda', 'sparsegpt' or 'admm'.*given: 'magic'"),
         ({"target": {"pattern": "2:4", "sparsity": float("nan")}}, r"target\.sparsity: .*finite"),
         ({"target": {"pattern": "2:4", "sparsity": float("inf")}}, r"target\.sparsity"),
         ({"target": {"pattern": "2:4", "sparsity": 1.0}}, r"target\.sparsity: .*less than 1"),
