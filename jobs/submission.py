@@ -23,6 +23,7 @@ from jobs.following import ENDED, View, follow, jobs_of, look
 from jobs.job import Job, dump_job, parse_job
 from jobs.package import entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
+from jobs.tenants import load_tenants
 from workflows.compress import compress
 from workflows.steps import NotDone
 
@@ -207,7 +208,8 @@ def claimed(store: Store, admission: Admission, number: int, url: str, by: str |
     if started is not None:
         ledger.open_account(store, job, started, admission.environment)
         try:
-            admitted(job, by or asked_by())
+            if load_tenants() is not None:  # else there is no budget, and the model need not be looked at again
+                admitted(job, by or asked_by())
         except InputError as error:
             close(store, started, ending_of(error), tell=False)
             raise

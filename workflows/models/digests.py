@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import KarikomiError
 from cluster.marks import Mark, marks
-from cluster.storage import MissingKey, Store, Stored, open_store
+from cluster.storage import Store, Stored, open_store
 
 SETTLED = timedelta(seconds=2)  # a file that changed later may change again within one tick of its clock
 
@@ -52,7 +52,7 @@ def _settled(mark: Mark) -> bool:
 def _read(cache: Path, key: str, uri: str) -> dict[str, tuple[str, str]]:
     try:
         known = Known.model_validate_json(open_store(str(cache / "digests")).get(key), strict=False)
-    except (MissingKey, KarikomiError, ValidationError, OSError):
+    except (KarikomiError, ValidationError, OSError):
         return {}
     return known.files if known.uri == uri else {}
 
