@@ -8,11 +8,11 @@ from rich.console import Console
 from cluster.errors import Cancelled
 from cluster.storage import open_store
 from jobs import triggers
+from jobs.edges import Edges, Note
 from jobs.estimating import admitted
 from jobs.job import Job, dump_job
 from jobs.progress import Terminal
 from jobs.records import Ended, Progress, Started, asked_by, claim, note_end, note_progress, read_attempt
-from jobs.run_due import Edges, Note
 from jobs.running import carry_out
 from jobs.tenants import load_tenants
 from workflows.events import Listener

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 from cluster.directory_store import DirectoryStore
 from cluster.storage import open_store
+from jobs.edges import Edges
 from jobs.job import dump_job
 from jobs.records import Ended, Progress, Started, claim, note_end, note_progress
-from jobs.run_due import Edges, run_due
+from jobs.run_due import run_due
 from jobs.schedules import Schedule
 from jobs.scheduling import apply
 

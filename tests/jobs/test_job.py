@@ -125,7 +125,7 @@ def test_every_field_says_what_it_means():
     assert [path for path, _, meaning in rows if not meaning] == []
 
 
-@pytest.mark.parametrize("module", ["jobs.cli", "jobs.job", "jobs.fields", "jobs.signals"])
+@pytest.mark.parametrize("module", ["jobs.cli", "jobs.job", "jobs.fields", "jobs.signals", "jobs.run_due"])
 def test_help_and_checks_need_neither_torch_nor_ray(module):
     program = (
         f"import sys, {module}; print([one for one in ('torch', 'ray', 'transformers', 'boto3') if one in sys.modules])"

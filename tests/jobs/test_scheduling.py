@@ -17,7 +17,8 @@ from cluster.storage import open_store
 from jobs import fires
 from jobs.due import START_LEASE, moments_between
 from jobs.fires import moment_id, moment_of
-from jobs.run_due import CHECK_LEASE, Turn, run_due
+from jobs.firing import CHECK_LEASE
+from jobs.run_due import run_due
 from jobs.scheduling import apply, change, history, list_schedules
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -338,13 +339,13 @@ def test_a_scheduler_that_dies_anywhere_loses_and_doubles_nothing(tmp_path_facto
     assert {one for one, result in results.items() if result == "done"} == set(world.went)
 
 
-def test_a_turn_reads_only_what_is_open(world, monkeypatch):
+def test_a_call_reads_only_what_is_open(world, monkeypatch):
     """Years of history do not make a call slow: fires that have ended are listed, not read."""
     world.apply(schedule(world.to, missed="all"))
     world.call(BEGIN + 9 * DAY)
     read = []
     monkeypatch.setattr(fires, "read_fire", lambda *a, real=fires.read_fire: read.append(a) or real(*a))
-    assert list(Turn(open_store(world.to), "weekly", world.edges()).tell()) == []
+    assert list(run_due(open_store(world.to), world.edges())) == []
     assert read == []
 
 
