@@ -8,6 +8,7 @@ from cluster.storage import Store
 from jobs.closing import close
 from jobs.following import View, look, wait_for
 from jobs.job import parse_job
+from jobs.notifying import tell_for
 from jobs.records import Cancel, Ended, asked_by, note_cancel
 
 BEYOND_GRACE = 120.0  # seconds that Ray may take to see a driver's end
@@ -61,7 +62,8 @@ def never_begun(store: Store, view: View) -> View:
     """Ends an attempt that waits in Ray's queue; Ray lets go of it when its turn comes, and nothing runs."""
     sentence, now = "cancelled before it began", datetime.now(UTC)
     ended = Ended(at=now, code=Cancelled.exit_code, result="cancelled", sentence=sentence)
-    close(store, view.last.started, ended)
+    if close(store, view.last.started, ended):
+        tell_for(store, view.run.run)
     return look(store, view.run.run, None)
 
 

@@ -1,23 +1,18 @@
-"""The end of an attempt whose driver can no longer write it down itself: recorded, accounted, told."""
+"""The end of an attempt, by its driver or in its driver's place: recorded, and accounted."""
 
 from cluster.storage import Store
 from jobs import ledger
-from jobs.notifying import tell_for
 from jobs.records import Ended, Started, note_end
 
 
-def close(store: Store, started: Started, ended: Ended, tell: bool = True) -> bool:
-    """Ends an attempt in its driver's place; False when its end is recorded already: the first is believed.
+def close(store: Store, started: Started, ended: Ended) -> bool:
+    """Records how an attempt ended, and writes its run's row; False when an end is there already: it is believed.
 
-    Args:
-        store: the run's.
-        started: the attempt.
-        ended: how it ended.
-        tell: whether webhooks are told; not when somebody will submit the next attempt.
+    The row is written in either case: who was first may have died before it came to that.
+
+    Raises:
+        KarikomiError: the store does not take it.
     """
-    if not note_end(store, started, ended):
-        return False
+    first = note_end(store, started, ended)
     ledger.write_row(store, started.run)
-    if tell:
-        tell_for(store, started.run)
-    return True
+    return first

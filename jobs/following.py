@@ -12,7 +12,7 @@ from cluster.ray_jobs import RayJobs
 from cluster.storage import MissingKey, Store
 from jobs.closing import close
 from jobs.explaining import Explanation, ending_by_ray, explain_attempt, merged_state
-from jobs.notifying import RETRIES_LEFT
+from jobs.notifying import RETRIES_LEFT, tell_for
 from jobs.records import LOST_AFTER_SECONDS, Attempt, Run, Started, State, log_key, read_run
 
 LOOK_AGAIN = 0.5  # seconds
@@ -115,10 +115,10 @@ def settle(store: Store, attempt: Attempt, seen: Cluster, jobs: RayJobs) -> bool
     if seen.job is not None:
         keep_log(store, started, jobs)
     # The driver may have written its own end since we read; the first is believed.
+    first = close(store, started, ended.model_copy(update={"usage": attempt.usage}))
     again = seen.job is not None and seen.job.metadata.get(RETRIES_LEFT, "0") != "0"
-    close(
-        store, started, ended.model_copy(update={"usage": attempt.usage}), tell=not (again and ended.result == "lost")
-    )
+    if first and not (again and ended.result == "lost"):  # else somebody will submit the next attempt
+        tell_for(store, started.run)
     return True
 
 

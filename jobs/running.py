@@ -12,6 +12,7 @@ import structlog
 from cluster.errors import KarikomiError
 from cluster.storage import Store, open_store
 from jobs import ledger, logs
+from jobs.closing import close
 from jobs.endings import ending_of
 from jobs.job import Job, dump_job
 from jobs.measures import Measures, beginning, note_measures
@@ -24,7 +25,6 @@ from jobs.records import (
     Started,
     asked_by,
     claim,
-    note_end,
     note_progress,
 )
 from workflows.compress import Outcome, compress
@@ -135,8 +135,7 @@ class AttemptLog:
             with tolerant(self.started.attempt):
                 self._write_events()
                 note_measures(self.store, self.started, self.measures)
-                note_end(self.store, self.started, ending)
-                ledger.write_row(self.store, self.started.run)
+                close(self.store, self.started, ending)
         log.info("ended", result=ending.result, code=ending.code, sentence=ending.sentence, **ending.usage.model_dump())
         tell(self.job, self.store, self.started, ending)
 

@@ -211,7 +211,7 @@ def claimed(store: Store, admission: Admission, number: int, url: str, by: str |
             if load_tenants() is not None:  # else there is no budget, and the model need not be looked at again
                 admitted(job, by or asked_by())
         except InputError as error:
-            close(store, started, ending_of(error), tell=False)
+            close(store, started, ending_of(error))
             raise
     return started
 

@@ -10,6 +10,7 @@ import yaml
 
 from cluster.errors import Cancelled, InputError
 from cluster.storage import open_store
+from jobs.closing import close
 from jobs.estimating import let_in
 from jobs.job import dump_job, parse_job
 from jobs.ledger import committed, open_account, read_ledger, rebuild, write_row
@@ -94,6 +95,22 @@ def test_writing_twice_changes_nothing_and_rebuilding_makes_the_same(store):
     assert rebuild(store, pytest.fail) == 1
     assert store.get(key) == first
     assert [key] == list(store.keys("ledger/"))
+
+
+def test_an_attempt_is_closed_once_and_its_row_is_made_up_for(store):
+    """Who records the end first may die before the row is written; the next one writes it, by the first one's word."""
+    one = job(store)
+    started = claimed(store, one)
+    lost, done = (Ended(at=NOW, code=code, result=what, sentence=what) for code, what in ((75, "lost"), (0, "done")))
+    assert note_end(store, started, lost)
+    key = f"ledger/tenant=retail/month={MONTH}/{one.run}.parquet"
+    store.delete(key)
+    assert not close(store, started, done)
+    assert read_run(store, one.run).last.ended == lost
+    assert [row["state"] for row in read_ledger(store, MONTH).to_pylist()] == ["lost"]
+    again = claimed(store, one)
+    assert close(store, again, done)
+    assert [row["state"] for row in read_ledger(store, MONTH).to_pylist()] == ["done"]
 
 
 def test_a_row_is_of_the_month_of_its_first_attempt(store):

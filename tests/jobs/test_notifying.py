@@ -13,11 +13,12 @@ from structlog.testing import capture_logs
 
 from cluster.errors import InputError
 from cluster.storage import open_store
+from jobs.closing import close
 from jobs.job import dump_job, parse_job
 from jobs.messages import as_slack, message
 from jobs.notice import checked_url
 from jobs.notifying import read_notified, tell, tell_for
-from jobs.records import Ended, claim, note_end
+from jobs.records import Ended, claim, note_end, read_run
 from jobs.running import AttemptLog
 from jobs.webhooks import Patience
 from workflows.events import StepEnded
@@ -261,6 +262,18 @@ def test_bad_input_is_told_and_leaves_no_trace(place, receiver):
         refused()
     assert [(one["event"], one["code"], one["next"]) for one in receiver.bodies] == [("failed", 2, "Give a model.")]
     assert list(place.keys("")) == []
+
+
+def test_who_was_taken_for_lost_and_comes_to_its_end_tells_of_it(place, receiver):
+    """The first end stands in the record; but a release that is there after all is news."""
+    job = job_for(place, {"url": receiver.url})
+    started = attempt(place, job)
+    log = AttemptLog(job, place, started)
+    with log.alive():
+        assert close(place, started, ended("lost", 75))
+        log.ended(ended())
+    assert read_run(place, job.run).last.ended.result == "lost"
+    assert [one["event"] for one in receiver.bodies] == ["done"]
 
 
 def test_an_attempt_tells_and_keeps_no_secret_of_its_error(place, receiver, monkeypatch):
