@@ -49,7 +49,7 @@ def submit(
     quiet_libraries()
     from cluster.storage import open_store
     from jobs import submission
-    from jobs.commands.views import Watching
+    from jobs.progress import Watching
 
     if dry_run:
         for line in submission.rehearse(order, cluster, grace):
@@ -132,8 +132,8 @@ def watch(
     """Follow a run to its end and give its exit code; Ctrl-C leaves it running."""
     from cluster.storage import open_store
     from jobs import submission
-    from jobs.commands.views import Watching
     from jobs.following import find_run
+    from jobs.progress import Watching
 
     opened = open_store(store)
     with Watching(err) as watching:

@@ -1,13 +1,10 @@
-"""How runs look: as a table, as lines, as JSON, and live."""
+"""How runs look: as a table, as lines, as JSON. Live it is `jobs.progress`."""
 
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.storage import Store
@@ -98,51 +95,3 @@ def lines_of(view: View) -> Iterator[str]:
     yield f"  {explanation.sentence}"
     if explanation.hint:
         yield f"  {explanation.hint}"
-
-
-class Watching:
-    """A live bar on a terminal; elsewhere a line whenever the step or the state changes."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[gate]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=None, gate="")
-        self.said = ""
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def __call__(self, view: View) -> None:
-        """Shows one look at a run."""
-        progress = view.last.progress
-        what = f"{view.last.started.attempt} {view.state}"
-        if progress is not None and not view.over:
-            stage = f"stage {progress.stage}/{progress.stages}: " if progress.stage else ""
-            what = f"{what} · {stage}{progress.step}"
-        line = what
-        if view.state == "queued" or (view.seen is not None and view.seen.gangs):
-            line = f"{what} · {view.explain().sentence}"
-        if progress is not None:
-            total = progress.total or None
-            self.bar.update(self.task, description=line, completed=progress.done, total=total, gate=progress.gate)
-        else:
-            self.bar.update(self.task, description=line)
-        if what != self.said:
-            self.said = what
-            if not self.console.is_terminal:
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
