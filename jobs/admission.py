@@ -15,9 +15,11 @@ class Admission:
         environment: variables of the driver and of its tasks. They are shown by Ray's dashboard, so they never hold
             a secret, only the names of variables that do.
         sentences: what was decided and by which figures, for `plan` and `submit --dry-run`.
+        estimated: US dollars that it was let in for.
     """
 
     job: Job
     resources: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
+    estimated: float = 0.0

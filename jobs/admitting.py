@@ -28,7 +28,8 @@ def admit(job: Job, tenants: Tenants | None, by: str, spent: float, estimated: f
             field and the figures.
     """
     if tenants is None:
-        return Admission(job, environment={ACCOUNT: account_for(job, None, estimated).model_dump_json()})
+        environment = {ACCOUNT: account_for(job, None, estimated).model_dump_json()}
+        return Admission(job, environment=environment, estimated=estimated)
     tenant = tenant_of(tenants, job.tenant, by)
     check(job, tenant.prefixes, job.tenant)
     check_store(job, tenant)
@@ -40,7 +41,7 @@ def admit(job: Job, tenants: Tenants | None, by: str, spent: float, estimated: f
     if tenant.credentials is not None:
         environment[CREDENTIALS] = tenant.credentials.name
     who = f"Tenant {job.tenant} ({tenant.business_unit or 'no business unit'}): {by} is a member."
-    return Admission(admitted, resources, environment, (who, quota, *budget))
+    return Admission(admitted, resources, environment, (who, quota, *budget), estimated)
 
 
 def check_store(job: Job, tenant: Tenant) -> None:

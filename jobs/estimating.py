@@ -158,6 +158,18 @@ def admitted(job: Job, by: str) -> tuple[Admission, Estimate]:
     return let_in(job, config_of(job.model, cache_directory()), by)
 
 
+def still_let_in(admission: Admission, by: str) -> None:
+    """Looks again whether a job that was let in is so by what its tenant has spent by now; the estimate stands.
+
+    Raises:
+        InputError: it is not, with the figures.
+    """
+    tenants, job, now = load_tenants(), admission.job, datetime.now(UTC)
+    if tenants is not None:  # else there is no budget
+        spent, _ = committed(open_store(job.publish.to), job.tenant, month_of(now), job.run, now)
+        admit(job, tenants, by, spent, admission.estimated)
+
+
 def as_tenant(job: Job, by: str) -> Job:
     """The job as its tenant may run it on this machine; from here on this process uses the tenant's credentials.
 

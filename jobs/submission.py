@@ -18,12 +18,11 @@ from jobs.admission import Admission
 from jobs.cancelling import cancel
 from jobs.closing import close
 from jobs.endings import ending_of
-from jobs.estimating import admitted
+from jobs.estimating import admitted, still_let_in
 from jobs.following import ENDED, View, follow, jobs_of, look
 from jobs.job import Job, dump_job, parse_job
 from jobs.package import entrypoint
 from jobs.records import Started, State, asked_by, claim_number, read_run
-from jobs.tenants import load_tenants
 from workflows.compress import compress
 from workflows.steps import NotDone
 
@@ -198,7 +197,7 @@ def claimed(store: Store, admission: Admission, number: int, url: str, by: str |
     """Claims an attempt, and reserves what it was let in for; None when somebody else was first.
 
     Once the claim is there for all to see, the budget is looked at again: of two requests at one moment at least the
-    later one sees the other, so together they do not pass a budget that has room for one.
+    later one sees the other, so together they do not pass a budget that has room for one. The model is not read for it.
 
     Raises:
         InputError: there is no room any more.
@@ -208,8 +207,7 @@ def claimed(store: Store, admission: Admission, number: int, url: str, by: str |
     if started is not None:
         ledger.open_account(store, job, started, admission.environment)
         try:
-            if load_tenants() is not None:  # else there is no budget, and the model need not be looked at again
-                admitted(job, by or asked_by())
+            still_let_in(admission, by or asked_by())
         except InputError as error:
             close(store, started, ending_of(error))
             raise

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faulty_proxy import FaultyProxy
 from hypothesis import given
 from hypothesis import strategies as st
 from models_for_tests import write_tiny_model
@@ -13,6 +14,7 @@ from schedules_for_tests import schedule
 from cluster.errors import InputError
 from cluster.storage import open_store
 from jobs.admitting import admit
+from jobs.closing import close
 from jobs.estimating import admitted
 from jobs.job import dump_job, parse_job
 from jobs.ledger import committed
@@ -20,7 +22,7 @@ from jobs.ledger_row import month_of
 from jobs.metering import most_held
 from jobs.prefixes import within
 from jobs.pricing import Account
-from jobs.records import read_run
+from jobs.records import Ended, read_run
 from jobs.scheduling import under_rules
 from jobs.submission import claimed
 from jobs.tenants import load_tenants, parse_tenants
@@ -297,6 +299,50 @@ def test_two_requests_at_one_moment_do_not_both_pass_a_budget_for_one(place, tmp
     assert refused.last.ended is not None
     assert refused.last.ended.result == "bad input"
     assert committed(store, "retail", month_of(datetime.now(UTC)), "")[0] == pytest.approx(expected.usd, rel=0.01)
+
+
+def test_after_the_claim_the_budget_is_counted_again_and_the_model_is_not_read(place, s3, tmp_path, monkeypatch):
+    home = s3.make_prefix()
+    for file in (place / "model").iterdir():
+        open_store(home).put(f"model/{file.name}", file.read_bytes())
+    two = [job(name=name, model=f"{home}/model", publish={"to": f"{home}/out"}) for name in ("one", "two")]
+    with FaultyProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+
+        def reads(what: str) -> int:
+            return sum(request.startswith("GET ") and what in request for request in proxy.requests)
+
+        _, expected = admitted(two[0], "ann")
+        rules = RETAIL | {"prefixes": [home], "monthly_budget_usd": 1.5 * expected.usd, "gates": {"may_loosen": True}}
+        (tmp_path / "tenants.yaml").write_text(yaml.safe_dump({"tenants": {"retail": rules}}))
+        monkeypatch.setenv("KARIKOMI_TENANTS", str(tmp_path / "tenants.yaml"))
+        first, second = (admitted(one, "ann")[0] for one in two)
+        assert reads("/model/") > 0, "it is read to be estimated, or this test shows nothing"
+        proxy.requests.clear()
+        store = open_store(f"{home}/out")
+        assert claimed(store, first, 1, "http://cluster:8265", "ann")
+        looked = reads("/ledger/")
+        with pytest.raises(InputError, match="over budget"):
+            claimed(store, second, 1, "http://cluster:8265", "ann")
+        assert reads("/ledger/") > looked > 0, "what was spent is counted anew"
+        assert [one for one in proxy.requests if "model" in one] == [], "nor is it listed, or asked for its size"
+
+
+def test_a_run_that_is_tried_again_needs_room_only_for_the_rest(place, tmp_path, monkeypatch):
+    one = job(model=str(place / "model"), publish={"to": str(tmp_path / "retail")})
+    _, expected = admitted(one, "ann")
+    rules = RETAIL | {"prefixes": [str(place), str(tmp_path)], "monthly_budget_usd": 1.1 * expected.usd}
+    rules["gates"] = {"may_loosen": True}
+    (tmp_path / "tenants.yaml").write_text(yaml.safe_dump({"tenants": {"retail": rules}}))
+    monkeypatch.setenv("KARIKOMI_TENANTS", str(tmp_path / "tenants.yaml"))
+    admission, _ = admitted(one, "ann")
+    store = open_store(one.publish.to)
+    started = claimed(store, admission, 1, "http://cluster:8265", "ann")
+    half = expected.usage.model_copy(update={"cpu_seconds": expected.usage.cpu_seconds / 2})
+    close(store, started, Ended(at=datetime.now(UTC), code=75, result="lost", sentence="lost", usage=half))
+    again, _ = admitted(one, "ann")
+    assert again.estimated == pytest.approx(expected.usd / 2)
+    assert claimed(store, again, 2, "http://cluster:8265", "ann")
 
 
 def test_a_schedule_is_put_in_force_as_its_tenants_rules_make_it(tmp_path):
