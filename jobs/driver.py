@@ -17,9 +17,11 @@ from pathlib import Path
 from cluster.credentials import adopt
 from cluster.errors import Cancelled, KarikomiError
 from cluster.storage import Store, open_store
+from jobs.closing import close
 from jobs.commands.console import quiet_libraries, say, show_error
 from jobs.job import Job, read_job
-from jobs.records import Ended, Progress, Started, Usage, log_key, note_end, note_progress, read_cancel, read_run
+from jobs.notifying import tell_for
+from jobs.records import Ended, Progress, Started, Usage, log_key, note_progress, read_cancel, read_run
 from jobs.signals import Drain, draining
 from workflows.events import Advanced, Event, GateJudged, StepEnded, StepStarted
 
@@ -139,13 +141,13 @@ def end_after_grace(drain: Drain, store: Store, started: Started) -> None:
     try:
         run = read_run(store, started.run)
         usage = next((one.usage for one in run.attempts if one.started == started), Usage()) if run else Usage()
-        code = Cancelled.exit_code
-        note_end(
-            store,
-            started,
-            Ended(at=datetime.now(UTC), code=code, result="cancelled", sentence=sentence, usage=usage),
+        ended = Ended(
+            at=datetime.now(UTC), code=Cancelled.exit_code, result="cancelled", sentence=sentence, usage=usage
         )
+        first = close(store, started, ended)
         copy_log(store, log_key(started))
+        if first:
+            tell_for(store, started.run)
     finally:
         os._exit(Cancelled.exit_code)
 
