@@ -78,35 +78,50 @@ def keep_mask(scores: Tensor, pattern: str, sparsity: float, per_row: bool) -> T
     Raises:
         ValueError: pattern, sparsity and shape do not fit, or a score is NaN.
     """
+    if torch.isnan(scores).any():
+        raise ValueError("a score is NaN: the weights or the calibration inputs hold NaN or infinity")
     rows, cols = scores.shape
     count = pruned_count(rows, cols, sparsity, pattern)
     return keep_mask_by_count(scores, parse(pattern), count, per_row)
 
 
 def keep_mask_by_count(scores: Tensor, group: Group, count: int, per_row: bool = False) -> Tensor:
-    """As `keep_mask`, for a count that is already known (at most what the group allows)."""
+    """As `keep_mask`, for a count that is known (at most what the group allows) and scores without NaN.
+
+    A score at the threshold is selected for, not sorted for: solvers ask for a mask in every turn.
+    """
     rows, cols = scores.shape
     _check_columns(cols, group)
-    if torch.isnan(scores).any():
-        raise ValueError("a score is NaN: the weights or the calibration inputs hold NaN or infinity")
     allowed = lowest_in_groups(scores, group)
     if count == group.capacity(rows, cols):
         return ~allowed
     lines = rows if per_row else 1
-    order = torch.argsort(scores.reshape(lines, -1), dim=1, stable=True)
-    allowed_in_order = allowed.reshape(lines, -1).gather(1, order)
+    allowed, by_line = allowed.reshape(lines, -1), scores.masked_fill(~allowed, torch.inf).reshape(lines, -1)
+    least = count // lines
     ends = torch.arange(1, lines + 1, device=scores.device) * count // lines
-    counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    pruned_in_order = allowed_in_order & (allowed_in_order.cumsum(1) <= counts[:, None])
-    return ~torch.zeros_like(pruned_in_order).scatter_(1, order, pruned_in_order).reshape(rows, cols)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))[:, None]
+    threshold = by_line.kthvalue(max(least, 1), dim=1, keepdim=True).values
+    if count % lines:
+        threshold = torch.where(counts > least, by_line.kthvalue(least + 1, dim=1, keepdim=True).values, threshold)
+    below = by_line < threshold
+    ties = (by_line == threshold) & allowed
+    pruned = below | (ties & (ties.cumsum(1) <= counts - below.sum(1, keepdim=True)))
+    return ~pruned.reshape(rows, cols)
 
 
 def lowest_in_groups(scores: Tensor, group: Group) -> Tensor:
-    """True for the M - N lowest scores of each group: the ones that may go. [rows, cols] bool."""
+    """True for the M - N lowest scores of each group, the first of equals first: the ones that may go. [rows, cols]."""
+    if group.keep == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
     rows, cols = scores.shape
-    order = torch.argsort(scores.reshape(rows, cols // group.size, group.size), dim=-1, stable=True)
-    lowest = torch.zeros_like(order, dtype=torch.bool)
-    return lowest.scatter_(-1, order[..., : group.size - group.keep], True).reshape(rows, cols)
+    grouped = scores.reshape(rows, cols // group.size, group.size)
+    # How many of its group come before each: M comparisons of everything beat sorting many short lists.
+    before = torch.zeros_like(grouped, dtype=torch.int16)
+    for place in range(group.size):
+        one = grouped[..., place : place + 1]
+        before += one < grouped
+        before[..., place + 1 :] += one == grouped[..., place + 1 :]
+    return (before < group.size - group.keep).reshape(rows, cols)
 
 
 def achieved(weight: Tensor) -> float:
