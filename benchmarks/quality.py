@@ -27,12 +27,12 @@ from workflows.evaluation.quality import measure_quality
 from workflows.models.decoder import load_model
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
-from workflows.recipe import Solver
+from workflows.recipe import Recovery, Solver
 
 SHOWN = ROOT / "build" / "quality" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "quality.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-LENGTH, CALIBRATION, EVALUATION, LATER = 512, 32, 24, 200
+LENGTH, CALIBRATION, EVALUATION, LATER, SHARDS = 512, 32, 24, 200, 4
 COLUMNS = {
     "50 %": ("unstructured", 0.5),
     "60 %": ("unstructured", 0.6),
@@ -48,6 +48,7 @@ class Method:
 
     title: str
     solver: dict = field(default_factory=dict)
+    recovery: dict | None = None
 
 
 METHODS = {
@@ -56,6 +57,7 @@ METHODS = {
     "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "admm": Method("admm", {"name": "admm"}),
+    "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 16}),
 }
 
 
@@ -76,12 +78,14 @@ def pruned(
     store = open_store(dense.store)
     stage = PruneStage(
         before=dense,
+        dense=dense,
         config=dense.config,
         windows_key=store.put("windows", to_parquet({"calibration": windows})).key,
-        shard_count=1,
+        shard_count=SHARDS,
         pattern=pattern,
         sparsity=sparsity,
         solver=Solver(**method.solver),
+        recovery=Recovery(**method.recovery) if method.recovery else None,
         dtype="float32",
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
@@ -91,12 +95,19 @@ def pruned(
     stage.setup()
     units = stage.units()
     groups = sorted({unit.group for unit in units if unit.group})
-    shards = {0: stage.open_shard(0)}
+    shards = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
     blocks = []
     for block in range(stage.block_count):
         parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []
-        prepared = {name: stage.prepare(name, [part]) for name, part in zip(groups, parts, strict=True)}
-        blocks.append(stage.assemble(block, [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]))
+        prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
+        results = [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]
+        refined = None
+        if stage.rounds:
+            refined, kept = stage.begin(block, results)
+            for number in range(stage.rounds):
+                found = list(stage.look(block, number, refined, shards))
+                refined, kept = stage.refine(block, number, refined, kept, found)
+        blocks.append(stage.assemble(block, refined, results))
         stage.advance(block, blocks[-1], shards)
     return dense.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 

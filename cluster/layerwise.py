@@ -5,6 +5,7 @@ It knows blocks, shards and units of work, and nothing of pruning: it is handed 
     statistics   every worker runs its shards through the block       one result per shard and input
     prepare      one task per distinct input sums them in shard order  so the sum does not depend on the workers
     solve        one task per unit (a chunk of rows)                   retried by Ray
+    look, refine rounds on request: every worker looks at the result   a task makes a better one of what they saw
     assemble     one task writes the finished block to the store       then it is recorded
 
 There is no step to move shards on: a worker that is asked for block i first catches up, from whatever it holds to
@@ -61,6 +62,10 @@ class BlockWork(Protocol):
     def setup(self) -> None:
         """Called once in every process (threads, device)."""
 
+    @property
+    def rounds(self) -> int:
+        """How often workers look at a block's result to make it better, before it is written."""
+
     def units(self) -> Sequence[Unit]:
         """The units of one block."""
 
@@ -79,8 +84,17 @@ class BlockWork(Protocol):
     def solve(self, block: int, unit: Any, prepared: Any) -> Any:
         """Solves one unit."""
 
-    def assemble(self, block: int, results: Sequence[Any]) -> Stored:
-        """Puts the units' results together and writes the block."""
+    def begin(self, block: int, results: Sequence[Any]) -> tuple[Any, Any]:
+        """Puts the units' results together for the rounds: what workers see, and what only `refine` does."""
+
+    def look(self, block: int, number: int, seen: Any, shards: Mapping[int, Any]) -> Iterator[Any]:
+        """Yields shard by shard what round `number` finds."""
+
+    def refine(self, block: int, number: int, seen: Any, kept: Any, parts: Sequence[Any]) -> tuple[Any, Any]:
+        """One round's step: both of `begin`, anew."""
+
+    def assemble(self, block: int, refined: Any | None, results: Sequence[Any]) -> Stored:
+        """Puts the units' results together, or takes what the rounds made of them, and writes the block."""
 
 
 @ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)
@@ -96,13 +110,21 @@ class ShardWorker:
 
     def statistics(self, block: int, groups: Sequence[str], finished: Sequence[Stored]) -> Iterator[Any]:
         """Statistics of the inputs of one block, after catching up to it."""
+        self._catch_up(block, finished)
+        yield from self.work.statistics(block, self.activations, groups)
+
+    def look(self, block: int, number: int, seen: Any, finished: Sequence[Stored]) -> Iterator[Any]:
+        """A round's look at the result so far of one block, after catching up to it."""
+        self._catch_up(block, finished)
+        yield from self.work.look(block, number, seen, self.activations)
+
+    def _catch_up(self, block: int, finished: Sequence[Stored]) -> None:
         if self.position is None or self.position > block:
             self.activations = {shard: self.work.open_shard(shard) for shard in self.shards}
             self.position = 0
         while self.position < block:
             self.work.advance(self.position, finished[self.position], self.activations)
             self.position += 1
-        yield from self.work.statistics(block, self.activations, groups)
 
 
 @ray.remote(max_retries=RETRIES)
@@ -119,11 +141,25 @@ def solve(work: BlockWork, block: int, unit: Unit, prepared: Any) -> Any:
     return work.solve(block, unit, prepared)
 
 
+@ray.remote(max_retries=RETRIES, num_returns=2)
+def begin(work: BlockWork, block: int, *results: Any) -> tuple[Any, Any]:
+    """See `BlockWork.begin`."""
+    work.setup()
+    return work.begin(block, results)
+
+
+@ray.remote(max_retries=RETRIES, num_returns=2)
+def refine(work: BlockWork, block: int, number: int, seen: Any, kept: Any, *parts: Any) -> tuple[Any, Any]:
+    """See `BlockWork.refine`."""
+    work.setup()
+    return work.refine(block, number, seen, kept, parts)
+
+
 @ray.remote(max_retries=RETRIES)
-def assemble(work: BlockWork, block: int, *results: Any) -> Stored:
+def assemble(work: BlockWork, block: int, refined: Any | None, *results: Any) -> Stored:
     """See `BlockWork.assemble`."""
     work.setup()
-    return work.assemble(block, results)
+    return work.assemble(block, refined, results)
 
 
 def run_blocks(
@@ -201,7 +237,8 @@ def _attempt(
             results = [
                 solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units
             ]
-            written = assemble.options(**resources).remote(shared, block, *results)
+            refined = _refined(work, shared, workers, block, results, list(blocks), resources) if work.rounds else None
+            written = assemble.options(**resources).remote(shared, block, refined, *results)
             note(block, _result(written, group, spec, f"block {block} of {work.block_count}"))
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
@@ -245,15 +282,40 @@ def _prepared(
     """References to what `solve` needs, one per distinct input; a Gram goes to a node once, not once per task."""
     if not groups:
         return {}
-    parts: list[Any] = []  # in shard order, because workers hold consecutive shards
-    for worker, shards in zip(workers, spread(work.shard_count, len(workers)), strict=True):
-        count = len(shards) * len(groups)
-        got = worker.statistics.options(num_returns=count).remote(block, groups, finished) if count else []
-        parts += got if isinstance(got, list) else [got]
+    parts = _from_shards(work, workers, len(groups), lambda one: one.statistics, block, groups, finished)
     return {
         name: prepare.options(**resources).remote(shared, name, *parts[number :: len(groups)])
         for number, name in enumerate(groups)
     }
+
+
+def _refined(
+    work: BlockWork,
+    shared: Any,
+    workers: Sequence[Any],
+    block: int,
+    results: Sequence[Any],
+    finished: Sequence[Stored],
+    resources: dict[str, Any],
+) -> Any:
+    """A reference to what the rounds make of the units' results; all rounds are lined up at once."""
+    seen, kept = begin.options(**resources).remote(shared, block, *results)
+    for number in range(work.rounds):
+        parts = _from_shards(work, workers, 1, lambda one: one.look, block, number, seen, finished)
+        seen, kept = refine.options(**resources).remote(shared, block, number, seen, kept, *parts)
+    return seen
+
+
+def _from_shards(
+    work: BlockWork, workers: Sequence[Any], each: int, method: Callable[[Any], Any], *arguments: Any
+) -> list[Any]:
+    """References to what workers find, `each` per shard; in shard order, because workers hold consecutive shards."""
+    parts: list[Any] = []
+    for worker, shards in zip(workers, spread(work.shard_count, len(workers)), strict=True):
+        count = len(shards) * each
+        got = method(worker).options(num_returns=count).remote(*arguments) if count else []
+        parts += got if isinstance(got, list) else [got]
+    return parts
 
 
 def spread(shards: int, workers: int) -> list[list[int]]:

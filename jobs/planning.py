@@ -45,10 +45,11 @@ def sentences(job: Job) -> Iterator[str]:
     for number, stage in enumerate(recipe.stages, 1):
         tune = stage.tune
         repair = f"then {tune.steps} tuning steps on {tune.ranks} ranks (ZeRO-{tune.zero})" if tune else "untuned"
+        recovery = f"{recipe.recovery.steps} steps of recovery per block, " if recipe.recovery else ""
         how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
         yield (
             f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
-            f"{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
+            f"{recovery}{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
             f"worst slice at most +{recipe.gates.worst_slice_increase:.0%}."
         )
     memory = worker_memory(source.config, recipe, cluster.workers)

@@ -15,12 +15,13 @@ from workflows.data.windows import from_parquet
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
-from workflows.pruning import ffn, patterns
+from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS, statistic_for
-from workflows.recipe import Solver
+from workflows.recipe import Recovery, Solver
 from workflows.scoring.gram import add_inputs, damped
 
+Arrays = dict[str, np.ndarray]
 FFN_OUTPUT = "mlp.down_proj"
 FFN_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
 
@@ -39,26 +40,44 @@ class RowChunk:
 
 
 @dataclass
+class Shard:
+    """Activations of some calibration windows.
+
+    Attributes:
+        hidden: what enters the block at hand, [1, length, width] per window.
+        wanted: what the dense model gives after `dense_blocks` blocks; empty when nobody asks for it.
+    """
+
+    hidden: list[torch.Tensor]
+    wanted: list[torch.Tensor]
+    dense_blocks: int = 0
+
+
+@dataclass
 class PruneStage:
     """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
         before: the model that this stage starts from.
+        dense: the model that recovery leads back to: the one before the first stage.
         config: the model's config after the stage; differs from `before.config` for structured patterns.
         windows_key: calibration windows in the run's store.
         shard_count: number of calibration shards.
         pattern, sparsity, solver: what is done to each linear.
+        recovery: what is done to each block then.
         dtype, device, threads: how blocks are run; they change bits.
         key_prefix: where finished blocks are written.
     """
 
     before: ModelState
+    dense: ModelState
     config: dict[str, Any]
     windows_key: str
     shard_count: int
     pattern: str
     sparsity: float
     solver: Solver
+    recovery: Recovery | None
     dtype: Literal["float32", "bfloat16"]
     device: str
     threads: int
@@ -68,6 +87,11 @@ class PruneStage:
     def block_count(self) -> int:
         """Blocks of the model."""
         return self.before.block_count
+
+    @property
+    def rounds(self) -> int:
+        """Steps of block recovery."""
+        return self.recovery.steps if self.recovery else 0
 
     def setup(self) -> None:
         """Fixes what changes bits: the number of threads, and full fp32 precision on a GPU."""
@@ -86,25 +110,35 @@ class PruneStage:
             for start in range(0, one.rows, self.solver.rows)
         ]
 
-    @torch.inference_mode()
-    def open_shard(self, shard: int) -> list[torch.Tensor]:
-        """Hidden states that enter block 0, one tensor [1, length, width] per window of the shard."""
+    @torch.no_grad()
+    def open_shard(self, shard: int) -> Shard:
+        """The shard's windows as they enter block 0."""
         own = torch.tensor_split(self._tokens, self.shard_count)[shard]
-        return list(self._decoder.embed(own).to(self.device).split(1))
+        hidden = list(self._decoder.embed(own).to(self.device).split(1))
+        return Shard(hidden, list(hidden) if self.recovery else [])
 
-    @torch.inference_mode()
-    def advance(self, block: int, finished: Stored, shards: Mapping[int, list[torch.Tensor]]) -> None:
+    @torch.no_grad()
+    def advance(self, block: int, finished: Stored, shards: Mapping[int, Shard]) -> None:
         """Replaces each window's hidden states by what the finished block makes of them."""
         tensors = read_block_file(open_store(self.before.store), finished.key, block)
         module = self._finished_decoder.block(block, tensors)
-        for windows in shards.values():
-            for number, hidden in enumerate(windows):
-                windows[number] = self._finished_decoder.run(block, module, hidden)
+        for shard in shards.values():
+            _run_all(self._finished_decoder, block, module, shard.hidden)
+        self._want(block, shards)
 
-    @torch.inference_mode()
-    def statistics(
-        self, block: int, shards: Mapping[int, list[torch.Tensor]], groups: Sequence[str]
-    ) -> Iterator[np.ndarray]:
+    @torch.no_grad()
+    def _want(self, block: int, shards: Mapping[int, Shard]) -> None:
+        """Moves what is wanted to the dense block's outputs, unless it is there already."""
+        behind = [shard for shard in shards.values() if shard.wanted and shard.dense_blocks == block]
+        if not behind:
+            return
+        module = self._dense_decoder.block(block)
+        for shard in behind:
+            _run_all(self._dense_decoder, block, module, shard.wanted)
+            shard.dense_blocks += 1
+
+    @torch.no_grad()
+    def statistics(self, block: int, shards: Mapping[int, Shard], groups: Sequence[str]) -> Iterator[np.ndarray]:
         """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group."""
         module = self._decoder.block(block)
         linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
@@ -122,10 +156,10 @@ class PruneStage:
 
         for name, linear in linears.items():
             linear.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
-        for windows in shards.values():
+        for shard in shards.values():
             for total in sums.values():
                 total.zero_()
-            for hidden in windows:
+            for hidden in shard.hidden:
                 self._decoder.run(block, module, hidden)
             for name in groups:
                 yield sums[name].cpu().numpy()
@@ -160,24 +194,67 @@ class PruneStage:
             solved = refit(weight, solved, hessian, self.solver.refit)
         return unit.linear, solved.to(stored.dtype).cpu()
 
-    def assemble(self, block: int, results: Sequence[Any]) -> Stored:
+    def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        """The pruned linears' weights, fp32, by name, and Adam's moments."""
+        changed = self._changed(dict(Checkpoint(self.before).read_block(block)), results)
+        weights = {name: one.float() for name, one in changed.items() if name.endswith(".weight")}
+        first, second = recovery.no_moments(weights)
+        return _arrays(weights), (_arrays(first), _arrays(second))
+
+    def look(self, block: int, number: int, seen: Arrays, shards: Mapping[int, Shard]) -> Iterator[Arrays]:
+        """Gradients by name of one window of each shard, in turn."""
+        self._want(block, shards)
+        tensors = dict(Checkpoint(self.before).read_block(block))
+        tensors |= {name: torch.from_numpy(one) for name, one in seen.items()}
+        module = self._finished_decoder.block(block, tensors.items())
+        weights = {name: module.get_parameter(name).requires_grad_(True) for name in seen}
+        for shard in shards.values():
+            window = number % len(shard.hidden)
+            output = self._finished_decoder.run(block, module, shard.hidden[window])
+            gradients = torch.autograd.grad(recovery.distance(output, shard.wanted[window]), list(weights.values()))
+            yield _arrays(dict(zip(weights, gradients, strict=True)))
+
+    def refine(
+        self, block: int, number: int, seen: Arrays, kept: tuple[Arrays, Arrays], parts: Sequence[Arrays]
+    ) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        """A step of Adam down the shards' gradients."""
+        assert self.recovery is not None
+        weights, (first, second) = recovery.descend(
+            self._tensors(seen),
+            (self._tensors(kept[0]), self._tensors(kept[1])),
+            [self._tensors(part) for part in parts],
+            number,
+            self.recovery.steps,
+            self.recovery.learning_rate,
+        )
+        return _arrays(weights), (_arrays(first), _arrays(second))
+
+    def assemble(self, block: int, refined: Arrays | None, results: Sequence[Any]) -> Stored:
         """Checks the result once more in the stored type, then writes the block."""
         tensors = dict(Checkpoint(self.before).read_block(block))
-        if self.pattern == "ffn":
-            kept, repaired = results[0]
-            tensors[f"{FFN_OUTPUT}.weight"] = repaired
-            for linear in FFN_INPUTS:
-                for part in ("weight", "bias"):
-                    if (name := f"{linear}.{part}") in tensors:
-                        tensors[name] = tensors[name][kept]
-        else:
-            for linear in dict.fromkeys(linear for linear, _ in results):
-                weight = torch.cat([rows for name, rows in results if name == linear])
+        changed = self._changed(tensors, results)
+        if refined is not None:
+            changed |= {name: torch.from_numpy(one).to(changed[name].dtype) for name, one in refined.items()}
+        if self.pattern != "ffn":
+            for weight in changed.values():
                 patterns.verify(weight, self.pattern, self.sparsity)
-                tensors[f"{linear}.weight"] = weight
         return open_store(self.before.store).put(
-            f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, tensors)
+            f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, tensors | changed)
         )
+
+    def _changed(self, tensors: Mapping[str, torch.Tensor], results: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What the units' results make of a block's tensors: those that change, by name, in the stored type."""
+        if self.pattern != "ffn":
+            linears = dict.fromkeys(linear for linear, _ in results)
+            return {
+                f"{linear}.weight": torch.cat([rows for name, rows in results if name == linear]) for linear in linears
+            }
+        kept, repaired = results[0]
+        inputs = [f"{linear}.{part}" for linear in FFN_INPUTS for part in ("weight", "bias")]
+        return {name: tensors[name][kept] for name in inputs if name in tensors} | {f"{FFN_OUTPUT}.weight": repaired}
+
+    def _tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(one).to(self.device) for name, one in arrays.items()}
 
     @property
     def _statistic(self) -> Literal["none", "diagonal", "gram"]:
@@ -191,16 +268,30 @@ class PruneStage:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return self._decoder_for(self.before.config)
+        return self._decoder_for(self.before)
+
+    @cached_property
+    def _dense_decoder(self) -> Decoder:
+        return self._decoder_for(self.dense)
 
     @cached_property
     def _finished_decoder(self) -> Decoder:
-        return self._decoder_for(self.config)
+        return self._decoder_for(self.before.model_copy(update={"config": self.config}))
 
-    def _decoder_for(self, config: dict[str, Any]) -> Decoder:
-        checkpoint = Checkpoint(self.before.model_copy(update={"config": config}))
+    def _decoder_for(self, state: ModelState) -> Decoder:
+        checkpoint = Checkpoint(state)
         return Decoder(checkpoint, getattr(torch, self.dtype), self._tokens.shape[1], self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to workers: the fields, not what was made of them."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def _run_all(decoder: Decoder, block: int, module: nn.Module, windows: list[torch.Tensor]) -> None:
+    """Replaces each window's hidden states by what a block makes of them."""
+    for number, hidden in enumerate(windows):
+        windows[number] = decoder.run(block, module, hidden)
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    return {name: one.float().cpu().numpy() for name, one in tensors.items()}

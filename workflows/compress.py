@@ -244,13 +244,16 @@ class Run:
             "pattern": recipe.target.pattern,
             "sparsity": stage.sparsity,
             "solver": recipe.solver,
+            "recovery": {"toward": identity(self.dense), "how": recipe.recovery} if recipe.recovery else None,
             "dtype": recipe.dtype,
             **self.how(),
         }
 
         def prune_it(work: Work) -> ModelState:
             self.connect()
-            return stages.prune(work, before, config, windows, recipe, stage.sparsity, self.settings.cluster, self.stop)
+            return stages.prune(
+                work, before, self.dense, config, windows, recipe, stage.sparsity, self.settings.cluster, self.stop
+            )
 
         return self.journal.step("prune", inputs, ModelState, prune_it, number)
 

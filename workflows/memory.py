@@ -20,18 +20,20 @@ class WorkerMemory:
 
     Attributes:
         block: one block's weights in the type it is run in.
-        activations: hidden states of the worker's shards.
+        activations: hidden states of the worker's shards, and the dense model's beside them for block recovery.
         grams: statistics of one block, one per distinct input.
+        gradients: of one block's weights, for block recovery; when they are made, the statistics are gone.
     """
 
     block: int
     activations: int
     grams: int
+    gradients: int
 
     @property
     def peak(self) -> int:
-        """A block, the next one on its way in, the activations and the statistics."""
-        return 2 * self.block + self.activations + self.grams
+        """A block, the next one on its way in, the activations, and the statistics or the gradients."""
+        return 2 * self.block + self.activations + max(self.grams, self.gradients)
 
 
 def worker_memory(config: dict[str, Any], recipe: Recipe, workers: int) -> WorkerMemory:
@@ -48,10 +50,13 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, workers: int) -> Worke
     calibration = recipe.data.calibration
     largest_share = math.ceil(recipe.data.shards / workers) / recipe.data.shards
     windows = math.ceil(calibration.windows * largest_share)
+    parameters = sum(parameter.numel() for parameter in block.parameters())
+    streams = 2 if recipe.recovery else 1
     return WorkerMemory(
-        block=item * sum(parameter.numel() for parameter in block.parameters()),
-        activations=item * windows * calibration.length * int(config["hidden_size"]),
+        block=item * parameters,
+        activations=streams * item * windows * calibration.length * int(config["hidden_size"]),
         grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe)),
+        gradients=4 * parameters if recipe.recovery else 0,
     )
 
 

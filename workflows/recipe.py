@@ -134,6 +134,17 @@ class Solver(Strict):
     rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
 
 
+class Recovery(Strict):
+    """Repair of a block's surviving weights right after it was pruned, before the next block sees its outputs."""
+
+    steps: Positive = Field(
+        16, description="Adam steps per block toward what the dense model gives there; each sees a window per shard."
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="First step's length as a share of the weights' root mean square; it falls as a cosine."
+    )
+
+
 class Tune(Strict):
     """Repair of the surviving weights with DeepSpeed."""
 
@@ -175,6 +186,7 @@ class Recipe(Strict):
     data: Data = Field(Data(), description="Calibration, tuning and evaluation text.")
     target: Target = Field(description="Pattern and share that the last stage reaches.")
     solver: Solver = Field(Solver(), description="How weights are chosen and repaired.")
+    recovery: Recovery | None = Field(None, description="Repair of each block toward the dense one; none if not given.")
     allocation: Literal["uniform"] = Field("uniform", description="How much each linear gives.")
     propagate: Literal["pruned"] = Field("pruned", description="Later blocks see the inputs of the pruned ones.")
     stages: tuple[Stage, ...] = Field((), description="Steps toward the target; one untuned step if not given.")

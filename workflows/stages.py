@@ -59,6 +59,7 @@ def check_pattern(dense: ModelState, recipe: Recipe) -> None:
 def prune(
     work: Work,
     before: ModelState,
+    dense: ModelState,
     config: dict[str, Any],
     windows: Stored,
     recipe: Recipe,
@@ -69,12 +70,14 @@ def prune(
     """Prunes every block with the layer-wise engine; goes on after the blocks that were recorded before."""
     stage = PruneStage(
         before=before,
+        dense=dense,
         config=config,
         windows_key=windows.key,
         shard_count=recipe.data.shards,
         pattern=recipe.target.pattern,
         sparsity=sparsity,
         solver=recipe.solver,
+        recovery=recipe.recovery,
         dtype=recipe.dtype,
         device=recipe.device,
         threads=recipe.threads,

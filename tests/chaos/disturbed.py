@@ -61,9 +61,9 @@ class Disturbed(PruneStage):
         self.piece("solve", block, f"{unit.linear}:{unit.start}")
         return super().solve(block, unit, prepared)
 
-    def assemble(self, block, results):
+    def assemble(self, block, refined, results):
         self.piece("assemble", block)
-        return super().assemble(block, results)
+        return super().assemble(block, refined, results)
 
     def struck(self) -> list[int]:
         """The processes that were struck."""

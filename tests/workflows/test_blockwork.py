@@ -25,7 +25,7 @@ LENGTH, WINDOWS, SHARDS, ROWS = 32, 6, 3, 24
 
 
 def make_stage(
-    tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3", layers=3, ffn=128, refit_steps=0
+    tmp_path, pattern, sparsity, solver="sparsegpt", family="gemma3", layers=3, ffn=128, refit_steps=0, recovery=None
 ) -> PruneStage:
     directory = write_tiny_model(tmp_path / "model", family, layers=layers, hidden=64, ffn=ffn, dtype="float32")
     config = json.loads((directory / "config.json").read_text())
@@ -37,12 +37,14 @@ def make_stage(
     state = ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)
     return PruneStage(
         before=state,
+        dense=state,
         config=after,
         windows_key=stored.key,
         shard_count=SHARDS,
         pattern=pattern,
         sparsity=sparsity,
         solver=Solver(name=solver, rows=ROWS, refit=refit_steps),
+        recovery=recovery,
         dtype="float32",
         device="cpu",
         threads=1,
@@ -60,10 +62,19 @@ def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
     for block in range(stage.block_count):
         parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []
         prepared = {name: stage.prepare(name, parts[i :: len(groups)]) for i, name in enumerate(groups)}
-        stored = stage.assemble(block, [stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
+        results = [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]
+        stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
         stage.advance(block, stored, shards)
         blocks.append(safetensors.torch.load(open_store(stage.before.store).get(stored.key)))
     return blocks
+
+
+def refined(stage: PruneStage, block: int, results: list, shards: dict) -> dict[str, np.ndarray]:
+    """All rounds of a block, as the engine has them."""
+    seen, kept = stage.begin(block, results)
+    for number in range(stage.rounds):
+        seen, kept = stage.refine(block, number, seen, kept, list(stage.look(block, number, seen, shards)))
+    return seen
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from cluster.layerwise import run_blocks, spread
 from cluster.session import gang, session
 from cluster.spec import ClusterSpec
 from workflows.blockwork import PruneStage
+from workflows.recipe import Recovery
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,21 @@ class KilledEverywhere(PruneStage):
             self._die_once("solve")
         return super().solve(block, unit, prepared)
 
-    def assemble(self, block, results):
+    def look(self, block, number, seen, shards):
+        for found in super().look(block, number, seen, shards):
+            if block == 1 and number == 1:
+                self._die_once("look")
+            yield found
+
+    def refine(self, block, number, seen, kept, parts):
+        if block == 1:
+            self._die_once("refine")
+        return super().refine(block, number, seen, kept, parts)
+
+    def assemble(self, block, refined, results):
         if block == 2:
             self._die_once("assemble")
-        return super().assemble(block, results)
+        return super().assemble(block, refined, results)
 
 
 def run(stage: PruneStage, workers: int, finished=(), on_block=lambda block, stored: None, stop=lambda: False):
@@ -73,6 +85,26 @@ def undisturbed(embedded_ray, stage):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_same_bytes_on_any_number_of_workers(stage, undisturbed, workers):
     assert hashes(run(stage, workers)) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def recovered(embedded_ray, tmp_path_factory):
+    stage = make_stage(tmp_path_factory.mktemp("recovery"), "2:4", 0.5, recovery=Recovery(steps=3))
+    return stage, hashes(run(stage, 2))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_same_bytes_with_block_recovery(undisturbed, recovered, workers):
+    stage, expected = recovered
+    assert hashes(run(stage, workers)) == expected != undisturbed
+
+
+def test_same_bytes_with_block_recovery_when_processes_are_killed(recovered, tmp_path):
+    stage, expected = recovered
+    killed = KilledEverywhere(**stage.__getstate__())
+    killed.died = tmp_path
+    assert hashes(run(killed, 2)) == expected
+    assert {one.name for one in tmp_path.iterdir()} >= {"look", "refine"}
 
 
 @pytest.mark.slow
