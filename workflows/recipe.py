@@ -141,7 +141,7 @@ class Recovery(Strict):
         16, description="Adam steps per block toward what the dense model gives there; each sees a window per shard."
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.01, description="First step's length as a share of the weights' root mean square; it falls as a cosine."
+        0.003, description="First step's length as a share of the weights' root mean square; it falls as a cosine."
     )
 
 
