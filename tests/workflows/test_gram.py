@@ -83,9 +83,7 @@ def test_the_factor_made_in_place_has_the_bits_of_the_plain_way(width: int) -> N
     gram[width // 2] = gram[:, width // 2] = 0
     before = gram.clone()
     plain = torch.eye(width)
-    torch.linalg.solve_triangular(
-        torch.linalg.cholesky(damped(gram, 0.01).flip(0, 1)), plain, upper=False, out=plain
-    )
+    torch.linalg.solve_triangular(torch.linalg.cholesky(damped(gram, 0.01).flip(0, 1)), plain, upper=False, out=plain)
     factor = inverse_factor(gram, 0.01)
     assert torch.equal(factor.view(torch.int32), plain.flip(0, 1).view(torch.int32))
     assert factor.is_contiguous()
