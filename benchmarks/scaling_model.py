@@ -194,7 +194,7 @@ def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str,
         adding_widest = adding * widest / shape.gram_bytes
         received = math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link
     per_unit = sum(FP32 * columns**2 for _, columns in units) / machine.copy
-    solving = sum(rows * columns**2 / machine.solve + columns * machine.column for rows, columns in units)
+    solving = [rows * columns**2 / machine.solve + columns * machine.column for rows, columns in units]
     tasks = schedule.busiest * len(widths) * slowed + (len(widths) + len(units)) / at_once + 1
     return {
         "read the checkpoint": 2 * min(workers, machine.per_node) * shape.block_bytes / machine.read * slowed
@@ -208,7 +208,7 @@ def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str,
         "factors to every node": one_by_one(shape.gram_bytes, widest) / machine.store
         + math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link,
         "factors to the device": per_unit / at_once,
-        "solve": solving / at_once,
+        "solve": max(max(solving), sum(solving) / at_once),  # no faster than the longest unit alone
         "rows back": shape.block_bytes * (1 / machine.store / at_once + elsewhere / machine.link),
         "write the block": shape.block_bytes / machine.write_one,
         "engine, per task": tasks * machine.task,
