@@ -231,7 +231,7 @@ def check_whole(directory: Path, asked: argparse.Namespace) -> dict[str, int]:
 def watched(events: Events) -> tuple[list[Look], list[tuple[float, str]], int]:
     """All looks with the attempts laid end to end, marks on that axis, and the baseline."""
     looks, marks, offset = [], [], 0.0
-    for one in events.of("watched"):
+    for one in (one for one in events.of("watched") if one["looks"]):  # not a Ray that did not start
         looks += [Look(at + offset, *rest) for at, *rest in one["looks"]]
         for what in ("block", "killed"):
             marks += [
@@ -261,7 +261,7 @@ def plot(looks: list[Look], marks: list[tuple[float, str]], baseline: int) -> No
         axes.annotate(text, (at / 60, 3.05), rotation=90, fontsize=7, ha="right", va="bottom")
     axes.set(xlabel="minutes", ylabel="GiB of private memory above an idle worker", ylim=(-0.1, 3.8))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", ncols=5)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
     figure.savefig(PLOT, metadata={"Date": None, "Creator": None}, dpi=150)
 
 
@@ -285,8 +285,8 @@ def table(events: Events, asked: argparse.Namespace, looks: list[Look], baseline
     killed = events.of("killed")[0]
     memory = psutil.virtual_memory().total / GIB
     lines = [
-        f"Machine: {os.cpu_count()} CPU cores, {memory:.0f} GiB, {platform.machine()}; load {asked.load:.1f} when it"
-        f" began. {date.today()}; torch {torch.__version__}, ray {ray.__version__}.",
+        f"Machine: {os.cpu_count()} CPU cores, {memory:.0f} GiB, {platform.machine()}."
+        f" {date.today()}; torch {torch.__version__}, ray {ray.__version__}.",
         f"{asked.blocks} blocks of {LLAMA_3_8B['num_hidden_layers']}, {asked.pattern}, sparsegpt;"
         f" {asked.windows} windows of {asked.length} tokens in {asked.shards} shards, {asked.dtype}; 2 workers of one"
         " thread.",
@@ -300,9 +300,9 @@ def table(events: Events, asked: argparse.Namespace, looks: list[Look], baseline
         f"Limit: {LIMIT / GIB:g} GiB. An idle worker with our imports: {baseline / GIB:.2f} GiB private. All worker"
         f" processes together: {together / GIB:.1f} GiB private at most, baselines included.",
         "",
-        f"Seconds by block: {', '.join(seconds)} (the first one after a start with imports and catching up). The driver"
-        f" was killed with {killed['recorded']} block(s) recorded and the next one being solved; the second driver went"
-        " on there.",
+        f"Seconds by block: {', '.join(seconds)}; the first one after a start is with imports and catching up. The driver"
+        f" was killed with {killed['recorded']} block(s) recorded and the next one being solved; later ones"
+        f" ({len(events.of('store')) - 1}) went on there.",
         "",
         f"Afterwards: {whole['tensors']} of {whole['tensors']} tensors ({whole['bytes'] / 1e9:.2f} GB) read,"
         f" {whole['pruned']} pruned ones with their pattern verified, from block files of"
@@ -324,7 +324,6 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    asked.load = os.getloadavg()[0]
     asked.directory.mkdir(parents=True, exist_ok=True)
     events = Events(asked.directory / "events.jsonl")
     if asked.drive:
