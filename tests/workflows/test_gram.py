@@ -1,9 +1,14 @@
 """Grams and their damped inverses, against double precision."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from structlog.testing import capture_logs
 
+from cluster.session import ALLOCATOR
 from workflows.scoring import gram as grams
 from workflows.scoring.gram import add_inputs, damped, full_precision, inverse, inverse_factor
 
@@ -70,6 +75,54 @@ def test_inverse_and_factor_agree_with_double_precision(width: int) -> None:
     torch.testing.assert_close(factor.double().T @ factor.double(), expected, rtol=1e-4, atol=1e-5 * scale)
     assert torch.equal(factor, factor.triu())
     assert (factor.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 130, grams.STRIP + 1, 2 * grams.STRIP + 52])
+def test_the_factor_made_in_place_has_the_bits_of_the_plain_way(width: int) -> None:
+    gram = some_gram(width, tokens=2 * width)
+    gram[width // 2] = gram[:, width // 2] = 0
+    before = gram.clone()
+    plain = torch.eye(width)
+    torch.linalg.solve_triangular(torch.linalg.cholesky(damped(gram, 0.01).flip(0, 1)), plain, upper=False, out=plain)
+    factor = inverse_factor(gram, 0.01)
+    assert torch.equal(factor.view(torch.int32), plain.flip(0, 1).view(torch.int32))
+    assert factor.is_contiguous()
+    assert torch.equal(gram, before)
+
+
+def test_beside_the_gram_a_factor_costs_one_matrix() -> None:
+    width = 4 * grams.STRIP
+    environment = os.environ | ALLOCATOR | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(width)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 1.8  # the matrix and some strips, here of a quarter of it; never two whole ones
+
+
+PEAK = """
+import sys, threading, torch
+from workflows.scoring.gram import inverse_factor
+
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
+
+def look():
+    global peak
+    while not over.wait(0.001):
+        peak = max(peak, pages() - before)
+
+torch.set_num_threads(1)
+inverse_factor(torch.eye(64), 0.01)
+width = int(sys.argv[1])
+gram = torch.eye(width) + 1
+before, peak, over = pages(), 0, threading.Event()
+looker = threading.Thread(target=look)
+looker.start()
+inverse_factor(gram, 0.01)
+over.set()
+looker.join()
+print(peak * 4096 / (4 * width ** 2))
+"""
 
 
 def test_fewer_tokens_than_inputs_is_fine_with_damping() -> None:

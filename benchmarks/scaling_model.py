@@ -1,0 +1,331 @@
+"""How long a model takes on how many GPUs, and what saturates first: `python benchmarks/scaling_model.py`.
+
+A simulation of `cluster/layerwise.py`, step by step, in plain arithmetic: bytes and operations of a step over the rate
+of what carries it. Steps wait for each other as in the engine, so the seconds of a block are the sum of its steps, and
+the largest step is what saturates. Rates are measured (`benchmarks/scaling.py`) or published ones with a stated share
+that is reached. Sparse solver: SparseGPT. Writes the tables into scaling_model.md.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+PAGE = Path(__file__).parent / "scaling_model.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+FP32 = 4
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-shaped model. Widths in numbers; `item` bytes per stored weight."""
+
+    name: str
+    blocks: int
+    hidden: int
+    ffn: int
+    key_value: int
+    item: int = 2
+
+    @property
+    def linears(self) -> list[tuple[int, int, str]]:
+        """Rows, columns and the input's name of every prunable matrix."""
+        attention = [(self.hidden, "qkv"), (self.key_value, "qkv"), (self.key_value, "qkv"), (self.hidden, "o")]
+        feed_forward = [(self.ffn, self.hidden, "up"), (self.ffn, self.hidden, "up"), (self.hidden, self.ffn, "down")]
+        return [(rows, self.hidden, name) for rows, name in attention] + feed_forward
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of every distinct input."""
+        return {name: columns for _, columns, name in self.linears}
+
+    @property
+    def weights(self) -> int:
+        """Weights of one block's linears."""
+        return sum(rows * columns for rows, columns, _ in self.linears)
+
+    @property
+    def block_bytes(self) -> int:
+        """One block on disk; norms do not count."""
+        return self.item * self.weights
+
+    @property
+    def gram_bytes(self) -> int:
+        """One shard's Grams of one block, or the prepared factors of a block: as many numbers."""
+        return FP32 * sum(width**2 for width in self.widths.values())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one worker reaches (operations, bytes or seconds), and what workers on one node share.
+
+    Attributes:
+        forward: operations per second of a block's matrix products, in the type that it is run in.
+        gram: of XᵀX in fp32.
+        factor: of Cholesky and the triangular inverse in fp32.
+        solve: of the products in a solver, fp32.
+        column: seconds that a solver needs for one column of one unit, whatever its rows: small calls.
+        copy: bytes per second between host and device; infinite where blocks run on the host.
+        add: bytes per second at which the host adds up Grams.
+        store: bytes per second that one process writes into the object store.
+        link: bytes per second into and out of a node.
+        read, write: bytes per second of the checkpoint's storage for one node.
+        write_one: bytes per second at which one process packs, digests and writes a block.
+        task: seconds of the engine per task or call.
+        per_node: workers on a node.
+        cores: workers that really run at once on all nodes together; None: every one.
+        store_memory: bytes of a node's object store.
+    """
+
+    name: str
+    forward: float
+    gram: float
+    factor: float
+    solve: float
+    column: float
+    copy: float
+    add: float
+    store: float
+    link: float
+    read: float
+    write_one: float
+    task: float
+    per_node: int = 1
+    cores: int | None = None
+    store_memory: float = math.inf
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the work is cut: all of it from the recipe, but `workers`.
+
+    `tree` asks what it would bring if every node added up its own shards' Grams first, in a tree that is fixed over
+    the shards, so that sums still do not depend on the workers. The engine does not do that.
+    """
+
+    windows: int
+    length: int
+    shards: int
+    rows: int
+    workers: int
+    tree: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the calibration."""
+        return self.windows * self.length
+
+    @property
+    def busiest(self) -> int:
+        """Shards of the worker that has most of them."""
+        return math.ceil(self.shards / self.workers)
+
+    def nodes(self, machine: Machine) -> int:
+        """Nodes that the workers fill."""
+        return math.ceil(self.workers / machine.per_node)
+
+    def units(self, shape: Shape) -> list[tuple[int, int]]:
+        """Rows and columns of every solve task of a block."""
+        return [
+            (min(self.rows, rows - start), columns)
+            for rows, columns, _ in shape.linears
+            for start in range(0, rows, self.rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one block through the object store.
+
+    Attributes:
+        grams, factors, rows: written once, where they are made.
+        moved: written once more on another node that needs them.
+    """
+
+    grams: int
+    factors: int
+    rows: int
+    moved: int
+
+    @property
+    def all(self) -> int:
+        """All that is written into the stores."""
+        return self.grams + self.factors + self.rows + self.moved
+
+
+def traffic(shape: Shape, schedule: Schedule, nodes: int) -> Traffic:
+    """The engine's bytes: Grams of every shard, factors on every node, rows to the node that writes the block.
+
+    Spread evenly, as many of the Grams and rows are on the right node already as chance puts there.
+    """
+    grams, factors, rows = schedule.shards * shape.gram_bytes, shape.gram_bytes, shape.block_bytes
+    elsewhere = 1 - 1 / nodes
+    return Traffic(grams, factors, rows, round((grams + rows) * elsewhere) + factors * (nodes - 1))
+
+
+def least_traffic(shape: Shape, schedule: Schedule, nodes: int) -> int:
+    """Every Gram once, every factor once per node, every row once."""
+    return schedule.shards * shape.gram_bytes + nodes * shape.gram_bytes + shape.block_bytes
+
+
+def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str, float]:
+    """Seconds of every step of one block."""
+    workers, nodes = schedule.workers, schedule.nodes(machine)
+    slowed = max(1.0, workers / (machine.cores or workers))  # more workers than cores take turns
+    at_once = workers / slowed
+    share = schedule.busiest / schedule.shards * slowed
+    attention = 4 * schedule.length * schedule.tokens * shape.hidden
+    widths = list(shape.widths.values())
+    widest = FP32 * max(widths) ** 2
+    elsewhere = 1 - 1 / nodes
+    units = schedule.units(shape)
+
+    def one_by_one(total: float, largest: float) -> float:
+        """Tasks of different size, one per input: the largest one, or all on as many workers as there are."""
+        return max(largest, total / min(at_once, len(widths)))
+
+    preparing = [width**3 * (1 / 3 + 1) / machine.factor for width in widths]
+    adding = schedule.shards * shape.gram_bytes / machine.add
+    adding_widest = schedule.shards * widest / machine.add
+    received = schedule.shards * widest * elsewhere / machine.link
+    if schedule.tree:  # half as many sums in every round, on all workers at once
+        rounds = math.ceil(math.log2(max(2, schedule.shards)))
+        adding = max(rounds * shape.gram_bytes / machine.add, adding / at_once)
+        adding_widest = adding * widest / shape.gram_bytes
+        received = math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link
+    per_unit = sum(FP32 * columns**2 for _, columns in units) / machine.copy
+    solving = [rows * columns**2 / machine.solve + columns * machine.column for rows, columns in units]
+    tasks = schedule.busiest * len(widths) * slowed + (len(widths) + len(units)) / at_once + 1
+    return {
+        "read the checkpoint": 2 * min(workers, machine.per_node) * shape.block_bytes / machine.read * slowed
+        + (1 + 1 / workers) * shape.block_bytes / machine.read,
+        "forward": (2 * 2 * shape.weights * schedule.tokens + 2 * attention) * share / machine.forward,
+        "Grams": sum(2 * width**2 for width in widths) * schedule.tokens * share / machine.gram,
+        "Grams to the store": schedule.busiest * slowed * shape.gram_bytes * (1 / machine.copy + 1 / machine.store),
+        "Grams over the network": received,
+        "add up Grams": one_by_one(adding, adding_widest) + widest / machine.copy,
+        "prepare (Cholesky)": one_by_one(sum(preparing), max(preparing)),
+        "factors to every node": one_by_one(shape.gram_bytes, widest) / machine.store
+        + math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link,
+        "factors to the device": per_unit / at_once,
+        "solve": max(max(solving), sum(solving) / at_once),  # no faster than the longest unit alone
+        "rows back": shape.block_bytes * (1 / machine.store / at_once + elsewhere / machine.link),
+        "write the block": shape.block_bytes / machine.write_one,
+        "engine, per task": tasks * machine.task,
+    }
+
+
+def store_needed(shape: Shape, machine: Machine, schedule: Schedule) -> int:
+    """Bytes that the fullest node's object store holds at once: its Grams, all shards' Grams of one input, factors."""
+    nodes = schedule.nodes(machine)
+    own = min(schedule.shards, schedule.busiest * min(schedule.workers, machine.per_node)) * shape.gram_bytes
+    others = 0 if schedule.tree else schedule.shards * FP32 * max(shape.widths.values()) ** 2 * (1 - 1 / nodes)
+    return round(own + others + shape.gram_bytes + shape.block_bytes)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One case: seconds of a block by step."""
+
+    shape: Shape
+    machine: Machine
+    schedule: Schedule
+    steps: dict[str, float]
+
+    @property
+    def block(self) -> float:
+        """Seconds per block."""
+        return sum(self.steps.values())
+
+    @property
+    def model(self) -> float:
+        """Seconds of all blocks."""
+        return self.block * self.shape.blocks
+
+    @property
+    def saturated(self) -> list[tuple[str, float]]:
+        """The two largest steps and their shares."""
+        ranked = sorted(self.steps.items(), key=lambda one: -one[1])[:2]
+        return [(name, seconds / self.block) for name, seconds in ranked]
+
+    @property
+    def spills(self) -> bool:
+        """Whether a node's object store is too small for a block."""
+        return store_needed(self.shape, self.machine, self.schedule) > self.machine.store_memory
+
+
+def predict(shape: Shape, machine: Machine, schedule: Schedule) -> Prediction:
+    """Runs the simulation for one case."""
+    return Prediction(shape, machine, schedule, block_steps(shape, machine, schedule))
+
+
+LLAMA_8B = Shape("8B", 32, 4096, 14336, 1024)
+LLAMA_70B = Shape("70B", 80, 8192, 28672, 1024)
+LLAMA_405B = Shape("405B", 126, 16384, 53248, 1024)
+RECIPE = Schedule(windows=128, length=2048, shards=4, rows=256, workers=1)
+
+# Peaks: NVIDIA's H100 SXM datasheet (dense bf16 989 TFLOP/s, fp32 67 TFLOP/s, PCIe 5 x16 64 GB/s each way, 80 GB).
+# The shares of them that are reached, and all that follows, are assumptions: none was measured on such a machine.
+H100_NODES = Machine(
+    "H100 SXM, 8 per node",
+    forward=0.5 * 989e12,  # large products in bf16, batch of one window
+    gram=0.7 * 67e12,  # fp32 without TF32
+    factor=0.3 * 67e12,  # Cholesky and triangular solves are less regular than products
+    solve=0.5 * 67e12,
+    column=50e-6,  # some five kernels per column, launched one by one
+    copy=0.4 * 64e9,  # pageable host memory
+    add=10e9,  # one thread
+    store=4e9,  # one process copying into shared memory
+    link=3e9,  # Ray moves objects over TCP: a node reaches some 25 Gbit/s, far below its network
+    read=5e9,  # several ranged reads from S3, or a node's NVMe
+    write_one=0.4e9,  # pack, sha256 and upload in one task
+    task=2e-3,
+    per_node=8,
+    store_memory=600e9,  # 30 % of 2 TB
+)
+
+
+def cases(rows: int, tree: bool = False) -> list[Prediction]:
+    """The models on 1, 8 and 64 GPUs; as many shards as GPUs, and at least four."""
+    return [
+        predict(shape, H100_NODES, replace(RECIPE, workers=workers, shards=max(4, workers), rows=rows, tree=tree))
+        for shape in (LLAMA_8B, LLAMA_70B, LLAMA_405B)
+        for workers in (1, 8, 64)
+    ]
+
+
+def table(found: list[Prediction]) -> str:
+    """Seconds, efficiency and what saturates first, one line per case."""
+    lines = [
+        "| model | GPUs | s per block | whole model | efficiency | first | second | object store of a node |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        alone = next(other for other in found if other.shape == one.shape)
+        gain = alone.block * alone.schedule.workers / (one.block * one.schedule.workers)
+        first, second = (f"{name} {share:.0%}" for name, share in one.saturated)
+        needed = store_needed(one.shape, one.machine, one.schedule)
+        full = " (spills)" if one.spills else ""
+        lines.append(
+            f"| {one.shape.name} | {one.schedule.workers} | {one.block:.1f} | {one.model / 3600:.2f} h | {gain:.0%} |"
+            f" {first} | {second} | {needed / GB:.0f} GB{full} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the tables and puts them into the page."""
+    texts = [
+        f"As the engine is, units of 256 rows (the default):\n\n{table(cases(256))}",
+        f"Units of 2,048 rows (`solver.rows: 2048`):\n\n{table(cases(2048))}",
+        "Units of 2,048 rows, and every node adding up its own shards first (not built):\n\n"
+        f"{table(cases(2048, tree=True))}",
+    ]
+    text = "\n\n".join(texts)
+    print(text)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The simulation of the engine: its arithmetic, and its bytes against Ray's own count of a real run."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from big_checkpoint import LLAMA_3_8B, shapes_of, write_checkpoint
+from scaling import config_of, stage_for, written
+from scaling_model import (
+    H100_NODES,
+    LLAMA_8B,
+    LLAMA_70B,
+    LLAMA_405B,
+    RECIPE,
+    Schedule,
+    Shape,
+    block_steps,
+    least_traffic,
+    predict,
+    store_needed,
+    traffic,
+)
+
+from cluster.layerwise import run_blocks
+from cluster.session import session
+from cluster.spec import ClusterSpec
+
+FREE_NETWORK = replace(H100_NODES, link=float("inf"), read=float("inf"), task=0.0)
+SMALL = Shape("small", blocks=2, hidden=512, ffn=1024, key_value=256)
+SHORT = Schedule(windows=4, length=32, shards=2, rows=256, workers=2)
+
+
+@pytest.mark.parametrize("shape", [LLAMA_8B, LLAMA_70B, LLAMA_405B], ids=lambda one: one.name)
+@pytest.mark.parametrize("tree", [False, True])
+def test_where_the_network_costs_nothing_more_gpus_are_never_slower(shape, tree):
+    seconds = [
+        predict(shape, FREE_NETWORK, replace(RECIPE, shards=64, workers=workers, tree=tree)).block
+        for workers in range(1, 65)
+    ]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[-1] < seconds[0] / 2
+
+
+def test_a_slower_part_makes_its_own_step_slower_and_no_other():
+    schedule = replace(RECIPE, workers=16, shards=16)
+    before = block_steps(LLAMA_70B, H100_NODES, schedule)
+    for part, step in {
+        "gram": "Grams", "factor": "prepare (Cholesky)", "column": "solve", "write_one": "write the block",
+        "read": "read the checkpoint", "task": "engine, per task", "add": "add up Grams",
+    }.items():  # fmt: skip
+        rate = getattr(H100_NODES, part)
+        slower = rate * 2 if part in ("column", "task") else rate / 2
+        after = block_steps(LLAMA_70B, replace(H100_NODES, **{part: slower}), schedule)
+        assert {name for name in after if after[name] > before[name]} == {step}
+
+
+def test_more_workers_than_cores_take_turns():
+    two = replace(H100_NODES, cores=2, per_node=1, link=float("inf"), read=float("inf"), task=0.0)
+    half, full = (block_steps(LLAMA_8B, two, replace(RECIPE, workers=workers, shards=4)) for workers in (2, 4))
+    assert {name: full[name] for name in ("forward", "Grams", "solve")} == pytest.approx(
+        {name: half[name] for name in ("forward", "Grams", "solve")}
+    )
+
+
+def test_shapes_count_the_weights_of_the_models_they_name():
+    assert [round(one.blocks * one.weights / 1e9) for one in (LLAMA_8B, LLAMA_70B, LLAMA_405B)] == [7, 68, 402]
+    assert LLAMA_8B.gram_bytes == 4 * (3 * 4096**2 + 14336**2)
+
+
+def test_a_single_node_writes_the_least_and_a_second_one_more():
+    one, two = (traffic(LLAMA_8B, replace(RECIPE, workers=workers), workers).all for workers in (1, 2))
+    assert one == least_traffic(LLAMA_8B, RECIPE, 1)
+    assert two > least_traffic(LLAMA_8B, RECIPE, 2)
+    assert store_needed(LLAMA_8B, H100_NODES, RECIPE) == one
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    found = tmp_path_factory.mktemp("scaling")
+    write_checkpoint(found / "model", config_of(SMALL))
+    return found
+
+
+def test_the_simulation_cuts_blocks_as_the_engine_does(directory):
+    stage = stage_for(directory, SHORT)
+    columns = {one.name: one.columns for one in stage._decoder.linears(0)}
+    units = [(unit.stop - unit.start, columns[unit.linear]) for unit in stage.units()]
+    assert SHORT.units(SMALL) == units
+    assert len({unit.group for unit in stage.units()}) == len(SMALL.widths)
+
+
+def test_bytes_are_those_that_ray_counts(directory):
+    counted = []
+    with session(ClusterSpec(), cpus=2):
+        run_blocks(
+            stage_for(directory, SHORT), ClusterSpec(workers=2), 1, [],
+            lambda block, stored: counted.append(written()), lambda: False,
+        )  # fmt: skip
+    assert counted[1] - counted[0] == pytest.approx(traffic(SMALL, SHORT, nodes=1).all, rel=0.01)
+
+
+def test_a_made_checkpoint_is_a_stock_one_and_is_made_once(directory):
+    model = directory / "model"
+    files = {path.name: path.stat().st_mtime_ns for path in model.iterdir()}
+    total = write_checkpoint(model, config_of(SMALL))
+    assert files == {path.name: path.stat().st_mtime_ns for path in model.iterdir()}
+    stored = {
+        name: one for file in model.glob("*.safetensors") for name, one in safetensors.torch.load_file(file).items()
+    }
+    assert {name: tuple(one.shape) for name, one in stored.items()} == shapes_of(config_of(SMALL))
+    assert sum(one.nbytes for one in stored.values()) == total
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    assert all(one.eq(stored[name]).all() for name, one in loaded.state_dict().items())
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(stored)
+    assert LLAMA_3_8B["num_hidden_layers"] * LLAMA_8B.block_bytes < 16e9
