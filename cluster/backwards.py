@@ -1,7 +1,7 @@
 """A backward pass over the blocks of a model, spread over shard workers: forward, turn, and back, block by block.
 
 Like the layer-wise engine it knows blocks and shards, and nothing of gradients: it is handed a `BackwardWork`. Shards
-do not need each other, so every worker goes its own way through the same steps:
+do not need each other; every worker goes with its own through the same steps:
 
     0 … n-1     forward through block 0 … n-1
     n           turn: from the last hidden states to their gradients
@@ -162,13 +162,14 @@ def _attempt(
         if shards:
             workers.append(BackwardWorker.options(**resources).remote(shared, shards))  # type: ignore[attr-defined]
     what = "gradients"
+    asked: list[Any] = []
     try:
-        asked = [[worker.step.remote(step) for worker in workers] for step in range(steps)]
-        for step, references in enumerate(asked):
+        for step in range(steps):
             if stop():
                 raise Cancelled(f"stopped after step {step} of {steps} of the gradient pass")
             what = f"gradients: step {step + 1} of {steps}"
-            parts = [part for one in references for part in awaited(one, group, spec, what)]
+            asked = [worker.step.remote(step) for worker in workers]
+            parts = [part for one in asked for part in awaited(one, group, spec, what)]
             if step == work.block_count + len(totals):
                 totals.append(work.total(parts))
             on_step(step + 1, steps)
@@ -178,3 +179,6 @@ def _attempt(
         for worker in workers:
             with suppress(RayError):  # Ray itself may be what is gone
                 ray.kill(worker)
+        for one in asked:
+            with suppress(Exception):  # one error was raised; of those that nobody looks at Ray prints a traceback
+                ray.get(one, timeout=0)
