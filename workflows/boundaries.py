@@ -1,9 +1,10 @@
 """Activations at the borders between blocks, kept for a backward pass: in memory, beyond a limit on local disk."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from io import BufferedRandom
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Boundaries:
         self._limit = limit
         self._held = 0
         self._places: dict[tuple[int, int], Sequence[Tensor] | OnDisk] = {}
-        self._files: dict[int, IO[bytes]] = {}
+        self._files: dict[int, BufferedRandom] = {}
 
     def keep(self, block: int, shard: int, windows: Sequence[Tensor]) -> None:
         """Keeps what enters a block, one tensor per window, all of one shape. They are not to be changed afterwards.
@@ -53,9 +54,9 @@ class Boundaries:
             if block not in self._files:
                 self._files[block] = tempfile.TemporaryFile(prefix="karikomi-")  # noqa: SIM115 – closed by `drop`
             file = self._files[block]
-            place = OnDisk(file.tell(), len(windows), windows[0].shape, windows[0].dtype)
+            place = OnDisk(file.seek(0, os.SEEK_END), len(windows), windows[0].shape, windows[0].dtype)
             for window in windows:
-                file.write(memoryview(window.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+                file.write(window.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             file.flush()
         self._places[block, shard] = place
 
@@ -69,7 +70,7 @@ class Boundaries:
         file.seek(place.start)
         for _ in range(place.windows):
             window = torch.empty(place.shape, dtype=place.dtype)
-            read = file.readinto(memoryview(window.flatten().view(torch.uint8).numpy()))  # type: ignore[attr-defined]
+            read = file.readinto(window.flatten().view(torch.uint8).numpy().data)
             assert read == window.nbytes, f"{read} of {window.nbytes} bytes"
             yield window
 
