@@ -239,7 +239,7 @@ def _attempt(
             ]
             refined = _refined(work, shared, workers, block, results, list(blocks), resources) if work.rounds else None
             written = assemble.options(**resources).remote(shared, block, refined, *results)
-            note(block, _result(written, group, spec, f"block {block} of {work.block_count}"))
+            note(block, awaited(written, group, spec, f"block {block} of {work.block_count}"))
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
@@ -248,8 +248,8 @@ def _attempt(
                 ray.kill(worker)
 
 
-def _result(written: Any, group: PlacementGroup, spec: ClusterSpec, what: str) -> Stored:
-    """Waits for a block, but not for ever.
+def awaited(written: Any, group: PlacementGroup, spec: ClusterSpec, what: str) -> Any:
+    """Waits for a block's result, but not for ever.
 
     Raises:
         MachinesLost: the gang is broken and not made whole again within `spec.wait_seconds`, or the block is not done

@@ -21,6 +21,9 @@ class ClusterSpec(Strict):
         7200,
         description="A block, part of an evaluation or measurement that takes longer counts as stuck; its workers go.",
     )
+    spill_above_gib: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="Activations that a worker keeps in memory for a gradient pass; more go to its disk (TMPDIR)."
+    )
     grace_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
         300, description="How long a cancelled driver may take to finish the block at hand, before it is killed."
     )

@@ -19,6 +19,7 @@ from workflows.models.state import ModelState
 
 # Gemma 2 caps attention logits, which only the eager implementation does.
 EAGER_ATTENTION = {"gemma2"}
+HEAD_PIECE = 1 << 24  # numbers in a piece of the head; 64 MiB in fp32
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -130,6 +131,22 @@ class Decoder:
         weight = self.checkpoint.read_rows("model.embed_tokens.weight", rows).to(self.dtype)
         embedding.weight = nn.Parameter(weight, requires_grad=False)
         return embedding(compact)
+
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head, with its weights."""
+        weight = self.checkpoint.read("model.norm.weight")
+        return fill(copy.deepcopy(self._model.model.norm), [("weight", weight)], self.dtype, self.device)
+
+    def head(self) -> list[torch.Tensor]:
+        """The head's weight [vocabulary, width] in pieces of some rows, in the type in which it is stored.
+
+        In that type it is mostly half as large as in fp32; who multiplies with a piece casts it first.
+        """
+        config = self.checkpoint.state.config
+        name = "model.embed_tokens.weight" if self._model.config.tie_word_embeddings else "lm_head.weight"
+        rows = max(1, HEAD_PIECE // int(config["hidden_size"]))
+        pieces = torch.arange(int(config["vocab_size"])).split(rows)
+        return [self.checkpoint.read_rows(name, piece).to(self.device) for piece in pieces]
 
     def _record_arguments(self, length: int) -> list[dict[str, Any]]:
         """What the model hands to each layer for one unpadded window; it is the same for all windows."""

@@ -1,0 +1,255 @@
+"""What the rest of a model makes of each linear's outputs: Γ, from one backward pass streamed block by block.
+
+    Γ_o = E[(∂L/∂y_o)²]   mean over all calibration tokens (windows x length), [out] fp32, per linear
+
+L is the sum over all predicted tokens of the next-token cross-entropy, in nats (`workflows.scoring.gradients`). So,
+with the Gram a plain sum over the same tokens, ½ · Γ_o · w_oi² / [H⁻¹]_ii is the increase of the summed loss over the
+calibration tokens; divided by the number of predicted tokens it is nats per token. The last token of a window
+predicts nothing and has zero gradients; it is counted in the mean as it is counted in the Gram.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cluster.backwards import run_backwards
+from cluster.spec import ClusterSpec
+from cluster.storage import Store, Stored, open_store
+from workflows.boundaries import Boundaries
+from workflows.data.windows import from_parquet
+from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint, as_tensor, header
+from workflows.models.decoder import Decoder
+from workflows.models.state import ModelState
+from workflows.recipe import Recipe
+from workflows.scoring.gradients import block_backward, head_backward, norm_backward
+
+GIB = 1 << 30
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The result of a gradient pass.
+
+    Attributes:
+        loss: summed over the calibration windows, in nats.
+        tokens: calibration tokens, over which Γ is a mean; of each window one is not predicted.
+        gammas: one dict per block, linear → Γ [out] fp32.
+    """
+
+    loss: float
+    tokens: int
+    gammas: tuple[dict[str, torch.Tensor], ...]
+
+
+@dataclass
+class Held:
+    """What a worker holds between two steps: of each shard one tensor [1, length, width] per window.
+
+    Attributes:
+        boundaries: what enters each block.
+        current: on the way forward the hidden states, on the way back ∂L/∂(hidden states) at the border at hand.
+    """
+
+    boundaries: Boundaries
+    current: dict[int, list[torch.Tensor]]
+
+
+@dataclass
+class GradientPass:
+    """The work of a backward pass over the blocks of a model; see `cluster.backwards.BackwardWork`.
+
+    Attributes:
+        before: the model.
+        windows_key: calibration windows in the run's store.
+        shard_count: number of calibration shards.
+        dtype, device, threads: how blocks are run; they change bits.
+        memory: bytes of boundary activations that a worker keeps in memory; does not change bits.
+    """
+
+    before: ModelState
+    windows_key: str
+    shard_count: int
+    dtype: Literal["float32", "bfloat16"]
+    device: str
+    threads: int
+    memory: int
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the model."""
+        return self.before.block_count
+
+    @property
+    def token_count(self) -> int:
+        """Calibration tokens."""
+        return self._tokens.numel()
+
+    def setup(self) -> None:
+        """Fixes what changes bits: the number of threads, and full fp32 precision on a GPU."""
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    @torch.no_grad()
+    def begin(self, shards: Sequence[int]) -> Held:
+        """Hidden states that enter block 0."""
+        current = {}
+        for shard in shards:
+            embedded = self._decoder.embed(self._of_shard(shard)).to(self.device)
+            current[shard] = [window.clone() for window in embedded.split(1)]  # each can be freed alone
+        return Held(Boundaries(self.memory), current)
+
+    @torch.no_grad()
+    def forward(self, block: int, held: Held) -> None:
+        """Keeps what enters the block, and moves it through."""
+        module = self._decoder.block(block)
+        for shard, windows in held.current.items():
+            held.boundaries.keep(block, shard, windows)
+            held.current[shard] = [self._decoder.run(block, module, hidden) for hidden in windows]
+
+    def turn(self, held: Held) -> list[dict[str, np.ndarray]]:
+        """From the last hidden states to their gradients; gives the loss of each shard."""
+        norm, head = self._decoder.final_norm(), self._decoder.head()
+        cap = self.before.config.get("final_logit_softcapping")
+        losses = []
+        for shard, windows in held.current.items():
+            total = np.zeros((), dtype=np.float64)
+            for number, tokens in enumerate(self._of_shard(shard).to(self.device)):
+                wanted = tokens[1:]
+
+                def backward(states: torch.Tensor, wanted: torch.Tensor = wanted) -> torch.Tensor:
+                    nonlocal total
+                    loss, gradient = head_backward(states[:-1], wanted, head, cap)
+                    total += loss.item()
+                    return nn.functional.pad(gradient, (0, 0, 0, 1))  # the last token predicts nothing
+
+                windows[number] = norm_backward(norm, windows[number][0], backward)[None]
+            losses.append({LOSS: total})
+        return losses
+
+    def backward(self, block: int, held: Held) -> list[dict[str, np.ndarray]]:
+        """Moves gradients back through the block; per shard and linear the sum over tokens of (∂L/∂y_o)²."""
+        module = self._decoder.block(block)
+        linears = {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear)}
+        sums = []
+        with self._repeatable():
+            for shard, gradients in held.current.items():
+                total = {name: torch.zeros(one.out_features, device=self.device) for name, one in linears.items()}
+                for number, hidden in enumerate(held.boundaries.windows(block, shard)):
+                    gradients[number], squares = block_backward(
+                        lambda states: self._decoder.run(block, module, states),
+                        linears,
+                        hidden.to(self.device),
+                        gradients[number],
+                    )
+                    for name, own in squares.items():
+                        total[name] += own
+                sums.append({name: one.cpu().numpy() for name, one in total.items()})
+        held.boundaries.drop(block)
+        return sums
+
+    def total(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Sums the shards' results in shard order."""
+        summed = {name: one.copy() for name, one in parts[0].items()}
+        for part in parts[1:]:
+            for name, one in part.items():
+                summed[name] += one
+        return summed
+
+    def result(self, turned: Mapping[str, np.ndarray], blocks: Sequence[Mapping[str, np.ndarray]]) -> Importance:
+        """Sums become means.
+
+        Args:
+            turned: total of `turn`.
+            blocks: totals of `backward`, from block 0 on.
+        """
+        gammas = tuple(
+            {name: torch.from_numpy(one) / self.token_count for name, one in block.items()} for block in blocks
+        )
+        return Importance(float(turned[LOSS]), self.token_count, gammas)
+
+    def _repeatable(self) -> AbstractContextManager[Any]:
+        """The fused attention kernels of GPUs sum gradients in whatever order their threads come; plain ones do not."""
+        return sdpa_kernel(SDPBackend.MATH) if self.device == "cuda" else nullcontext()
+
+    def _of_shard(self, shard: int) -> torch.Tensor:
+        return torch.tensor_split(self._tokens, self.shard_count)[shard]
+
+    @cached_property
+    def _tokens(self) -> torch.Tensor:
+        """Calibration windows [windows, length], int64."""
+        windows = from_parquet(open_store(self.before.store).get(self.windows_key))["calibration"]
+        return torch.from_numpy(windows.tokens.astype(np.int64))
+
+    @cached_property
+    @torch.no_grad()
+    def _decoder(self) -> Decoder:
+        dtype = getattr(torch, self.dtype)
+        return Decoder(Checkpoint(self.before), dtype, self._tokens.shape[1], self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to workers: the fields, not what was made of them."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def measure_importance(
+    before: ModelState,
+    windows: Stored,
+    recipe: Recipe,
+    cluster: ClusterSpec,
+    on_step: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> Importance:
+    """Γ of every linear of a model, over the recipe's calibration windows, on a Ray cluster.
+
+    Args:
+        before: the model; its blocks as they are now.
+        windows: the windows of all roles in the run's store.
+        recipe: gives shards, type, device and threads.
+        cluster: how many workers, and how much each keeps in memory.
+        on_step: told how many of how many steps are done; every block is two, one each way.
+        stop: asked between steps and while waiting for machines.
+
+    Raises:
+        Cancelled: `stop` said so; nothing of the pass is kept.
+        Unavailable: no machines within the time, or one gang after another was lost.
+    """
+    work = GradientPass(
+        before=before,
+        windows_key=windows.key,
+        shard_count=recipe.data.shards,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        threads=recipe.threads,
+        memory=int(cluster.spill_above_gib * GIB),
+    )
+    return work.result(*run_backwards(work, cluster, recipe.threads, on_step, stop))
+
+
+def put_gammas(store: Store, key: str, importance: Importance) -> Stored:
+    """Writes every Γ as safetensors, under the linears' full names; small, [out] numbers per linear."""
+    tensors = {
+        f"{BLOCK_PREFIX}{block}.{name}": gamma
+        for block, gammas in enumerate(importance.gammas)
+        for name, gamma in sorted(gammas.items())
+    }
+    about = {"tokens": str(importance.tokens), "loss": repr(importance.loss)}
+    return store.put(key, safetensors.torch.save(tensors, metadata=about))
+
+
+def read_gammas(store: Store, key: str, block: int) -> dict[str, torch.Tensor]:
+    """Γ of one block's linears, by name; only their bytes are read."""
+    prefix = f"{BLOCK_PREFIX}{block}."
+    return {
+        name.removeprefix(prefix): as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
+        for name, info in header(store, key).items()
+        if name.startswith(prefix)
+    }
