@@ -75,13 +75,17 @@ def stage_for(directory: Path, asked: argparse.Namespace):
     windows = Windows(tokens=drawn, slices=["all"] * asked.windows)
     work = Work(Journal(store, "memory", lambda event: None), "prune", 1, "0" * 64)
     stage = PruneStage(
-        before=ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri),
+        before=(
+            dense := ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri)
+        ),
+        dense=dense,
         config=config,
         windows_key=store.put("windows.parquet", to_parquet({"calibration": windows})).key,
         shard_count=asked.shards,
         pattern=asked.pattern,
         sparsity=0.5,
         solver=Solver(name="sparsegpt"),
+        recovery=None,
         dtype=asked.dtype,
         device="cpu",
         threads=1,

@@ -2,7 +2,8 @@
 
 MODEL is a Hugging Face directory (the demo's converted Gemma-3-270M lies under ~/.cache/karikomi/gguf), TEXT a text
 file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. Every result is a line of
-build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md.
+build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md. The peer's rows are
+measured when --peer names the interpreter of its environment (peer/requirements.txt says how to make it).
 """
 
 import argparse
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from peer.calling import pruned_by_peer
 
 from cluster.storage import open_store
 from workflows.blockwork import PruneStage
@@ -44,11 +46,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: how every linear of every block is solved."""
+    """One row of the table: how every linear of every block is solved, by us or by a method of the peer."""
 
     title: str
     solver: dict = field(default_factory=dict)
     recovery: dict | None = None
+    peer: str = ""
 
 
 METHODS = {
@@ -58,6 +61,8 @@ METHODS = {
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "admm": Method("admm", {"name": "admm"}),
     "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 16}),
+    "peer-wanda": Method("peer wanda", peer="wanda"),
+    "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }
 
 
@@ -71,12 +76,12 @@ def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
     return Windows(tokens=np.array(rows, dtype=np.int32), slices=["all"] * count)
 
 
-def pruned(
-    dense: ModelState, windows: Windows, method: Method, pattern: str, sparsity: float
-) -> tuple[ModelState, float]:
-    """The model after one stage, worked through in this process as a worker does it, and the seconds it took."""
+def stage_of(
+    dense: ModelState, windows: Windows, solver: dict, pattern: str, sparsity: float, recovery: dict | None = None
+) -> PruneStage:
+    """One stage with the threads of this process, its windows in the model's store."""
     store = open_store(dense.store)
-    stage = PruneStage(
+    return PruneStage(
         before=dense,
         dense=dense,
         config=dense.config,
@@ -84,13 +89,17 @@ def pruned(
         shard_count=SHARDS,
         pattern=pattern,
         sparsity=sparsity,
-        solver=Solver(**method.solver),
-        recovery=Recovery(**method.recovery) if method.recovery else None,
+        solver=Solver(**solver),
+        recovery=Recovery(**recovery) if recovery else None,
         dtype="float32",
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
         key_prefix="blocks",
     )
+
+
+def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
+    """The model after a stage, worked through in this process as a worker does it, and the seconds it took."""
     began = time.monotonic()
     stage.setup()
     units = stage.units()
@@ -109,7 +118,7 @@ def pruned(
                 refined, kept = stage.refine(block, number, refined, kept, found)
         blocks.append(stage.assemble(block, refined, results))
         stage.advance(block, blocks[-1], shards)
-    return dense.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
+    return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 
 def perplexity(state: ModelState, windows: Windows) -> float:
@@ -133,19 +142,25 @@ def note(**result) -> None:
 
 
 def table() -> str:
-    """Perplexity of every method, and in brackets the share of SparseGPT's excess over dense that is left."""
+    """Perplexity of every method, and in brackets the share of SparseGPT's excess over dense that is left.
+
+    That is the peer's SparseGPT where it was measured, else ours.
+    """
     shown = read()
     dense = shown["dense", ""]["perplexity"]
     lines = [f"Dense: {dense:.2f}.", "", f"| | {' | '.join(COLUMNS)} | s |", f"|---|{'---|' * (len(COLUMNS) + 1)}"]
     for name, method in METHODS.items():
         cells, seconds = [], []
         for column in COLUMNS:
-            one, base = shown.get((name, column)), shown.get(("sparsegpt", column))
+            one = shown.get((name, column))
+            base = shown.get(("peer-sparsegpt", column), shown.get(("sparsegpt", column)))
             share = f" ({(one['perplexity'] - dense) / (base['perplexity'] - dense):.2f})" if one and base else ""
             cells.append(f"{one['perplexity']:.2f}{share}" if one else "–")
             seconds += [one["seconds"]] if one else []
         lines.append(f"| {method.title} | {' | '.join(cells)} | {np.median(seconds) if seconds else 0:.0f} |")
-    return "\n".join(lines)
+    versions = [one["versions"] for one in shown.values() if "versions" in one]
+    told = ", ".join(f"{name} {version}" for name, version in versions[-1].items()) if versions else "not measured yet"
+    return "\n".join([*lines, "", f"The peer: {told}."])
 
 
 def main() -> None:
@@ -155,7 +170,10 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("methods", nargs="*", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--peer", metavar="PYTHON", help="interpreter of the peer's environment")
     asked = parser.parse_args()
+    if not asked.peer:
+        asked.methods = [name for name in asked.methods if not METHODS[name].peer]
     with tempfile.TemporaryDirectory() as temporary:
         source = resolve_source(asked.model, Path(temporary))
         tokenizer, text = load_tokenizer(source), asked.text.read_text()
@@ -170,8 +188,16 @@ def main() -> None:
             for name in asked.methods:
                 if (name, column) in read():
                     continue
-                after, seconds = pruned(dense, calibration, METHODS[name], *COLUMNS[column])
-                note(method=name, column=column, perplexity=perplexity(after, evaluation), seconds=round(seconds, 1))
+                method, (pattern, sparsity) = METHODS[name], COLUMNS[column]
+                if method.peer:
+                    out = Path(temporary) / "peer"
+                    after, told = pruned_by_peer(asked.peer, dense, calibration, method.peer, pattern, sparsity, out)
+                else:
+                    after, seconds = worked_through(
+                        stage_of(dense, calibration, method.solver, pattern, sparsity, method.recovery)
+                    )
+                    told = {"seconds": round(seconds, 1)}
+                note(method=name, column=column, perplexity=perplexity(after, evaluation), **told)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after_table = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n{table()}\n\nAs of {date.today()}.\n{END}{after_table}")

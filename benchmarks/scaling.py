@@ -63,13 +63,17 @@ def stage_for(directory: Path, schedule: Schedule):
     tokens = np.random.default_rng(0).integers(0, config["vocab_size"], shape).astype(np.int32)
     windows = to_parquet({"calibration": Windows(tokens=tokens, slices=["all"] * schedule.windows)})
     return PruneStage(
-        before=ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri),
+        before=(
+            dense := ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri)
+        ),
+        dense=dense,
         config=config,
         windows_key=store.put("windows.parquet", windows).key,
         shard_count=schedule.shards,
         pattern="2:4",
         sparsity=0.5,
         solver=Solver(name="sparsegpt", rows=schedule.rows),
+        recovery=None,
         dtype="float32",
         device="cpu",
         threads=1,
@@ -114,7 +118,7 @@ def plain(directory: Path, schedule: Schedule) -> dict:
             results.append(
                 timed(f"solve {width}", lambda unit=unit, block=block, own=own: stage.solve(block, unit, own))
             )
-        stored = timed("assemble", lambda block=block, results=results: stage.assemble(block, results))
+        stored = timed("assemble", lambda block=block, results=results: stage.assemble(block, None, results))
         timed("advance", lambda block=block, stored=stored: stage.advance(block, stored, shards))
     wall = time.monotonic() - started
     return {"seconds": spent, "wall": wall, "blocks": stage.block_count - 1}

@@ -69,13 +69,15 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
         }
     )
     stage = Watched(
-        before=ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri),
+        before=(dense := ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)),
+        dense=dense,
         config=config | ({"intermediate_size": FFN // 2} if pattern == "ffn" else {}),
         windows_key=windows.key,
         shard_count=recipe.data.shards,
         pattern=pattern,
         sparsity=0.5,
         solver=recipe.solver,
+        recovery=None,
         dtype="float32",
         device="cpu",
         threads=1,

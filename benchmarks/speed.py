@@ -1,0 +1,199 @@
+"""Wall time of pruning, ours beside the peer's: `python benchmarks/speed.py MODEL TEXT --peer PYTHON [--repeats 2]`.
+
+SparseGPT at 50 % unstructured on the model, windows and types of quality.py. Every contender runs in a process of its
+own, one after the other, and that as often as --repeats says: so all meet the same machine. Loading and saving of
+the model are not counted, nor imports, except those of the engine's workers. Each run is a line of
+build/speed/shown.jsonl; medians and ratios go into benchmarks/speed.md. `--profile` also says where ours spends it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anybody imports Ray
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # for Ray's workers
+
+import psutil
+import torch
+from peer.calling import pruned_by_peer
+from profiled import seconds_by_part
+from quality import CALIBRATION, stage_of, windows_of, worked_through
+
+from cluster.layerwise import run_blocks
+from cluster.session import session
+from cluster.spec import ClusterSpec
+from workflows.blockwork import PruneStage
+from workflows.models.source import load_tokenizer, resolve_source
+from workflows.models.state import ModelState
+
+SHOWN = ROOT / "build" / "speed" / "shown.jsonl"
+PAGE = ROOT / "benchmarks" / "speed.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+PATTERN, SPARSITY, SHARDS = "unstructured", 0.5, 4
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that is timed: the plain loop, the engine with some workers of one thread, or the peer."""
+
+    title: str
+    kind: str
+    cores: int
+    solver: str = "sparsegpt"
+
+
+CONTENDERS = {
+    "peer-1": Contender("peer, 1 thread", "peer", 1),
+    "loop-1": Contender("ours, plain loop, 1 thread", "loop", 1),
+    "engine-1": Contender("ours, engine, 1 worker", "engine", 1),
+    "peer-2": Contender("peer, 2 threads", "peer", 2),
+    "loop-2": Contender("ours, plain loop, 2 threads", "loop", 2),
+    "engine-2": Contender("ours, engine, 2 workers of 1 core", "engine", 2),
+    "admm-1": Contender("ours, admm, plain loop, 1 thread", "loop", 1, "admm"),
+}
+GOALS = (
+    ("ours with 1 worker, against the peer with 1 thread", "peer-1", "engine-1", "at least 1.5 times as fast"),
+    ("ours, plain loop, against the peer, 1 thread each", "peer-1", "loop-1", ""),
+    ("ours, plain loop, against the peer, 2 threads each", "peer-2", "loop-2", ""),
+    ("ours with 2 workers, against the peer with 2 threads", "peer-2", "engine-2", ""),
+    ("ours with 2 workers, against 1 worker", "engine-1", "engine-2", "at least 1.8 times as fast"),
+    ("our sparsegpt, against admm", "admm-1", "loop-1", "at most 1.5 times as fast"),
+)
+
+
+def timed_engine(stage: PruneStage, workers: int) -> dict[str, Any]:
+    """Seconds of `run_blocks` on an embedded Ray that is up already; CPU seconds of all of Ray's processes."""
+    moments, spent = [time.monotonic()], [0.0]
+
+    def on_block(block: int, stored: object) -> None:
+        moments.append(time.monotonic())
+        if block == stage.block_count - 1:  # the workers are still there
+            times = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
+            spent[0] = sum(one.user + one.system for one in times)
+
+    spec = ClusterSpec(workers=workers)
+    with session(spec, workers):
+        moments[0] = time.monotonic()
+        run_blocks(stage, spec, 1, [], on_block, lambda: False)
+        seconds = time.monotonic() - moments[0]
+    later = (moments[-1] - moments[1]) / (stage.block_count - 1)
+    return {"seconds": seconds, "cpu_seconds": spent[0], "first_block": moments[1] - moments[0], "later_block": later}
+
+
+def timed_loop(stage: PruneStage) -> dict[str, Any]:
+    """Seconds of the plain loop, in this process."""
+    began = time.process_time()
+    _, seconds = worked_through(stage)
+    return {"seconds": seconds, "cpu_seconds": time.process_time() - began}
+
+
+def one(name: str, model: str, text: Path, peer: str, profile: bool) -> dict[str, Any]:
+    """One contender, once, in this process."""
+    contender = CONTENDERS[name]
+    torch.set_num_threads(1 if contender.kind == "engine" else contender.cores)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = resolve_source(model, Path(temporary))
+        windows = windows_of(text.read_text(), load_tokenizer(source), 0, CALIBRATION)
+        dense = ModelState(
+            source=source.uri, source_digest=source.digest, config=source.config, store=f"{temporary}/store"
+        )
+        if contender.kind == "peer":
+            return pruned_by_peer(peer, dense, windows, "sparsegpt", PATTERN, SPARSITY, Path(temporary) / "peer")[1]
+        stage = stage_of(dense, windows, {"name": contender.solver}, PATTERN, SPARSITY)
+        if contender.kind == "engine":
+            return timed_engine(replace(stage, shard_count=SHARDS), contender.cores)
+        if profile:
+            return seconds_by_part(stage, timed_loop)
+        return timed_loop(stage)
+
+
+def in_own_process(name: str, asked: argparse.Namespace, *words: str) -> dict[str, Any]:
+    """One contender in a process of its own; its result is kept."""
+    load = os.getloadavg()[0]
+    command = [sys.executable, __file__, asked.model, asked.text, "--peer", asked.peer, "--one", name, *words]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr[-3000:]}")
+    result = {"name": name, "load": round(load, 1), **json.loads(done.stdout.splitlines()[-1])}
+    SHOWN.parent.mkdir(parents=True, exist_ok=True)
+    with SHOWN.open("a") as file:
+        file.write(f"{json.dumps(result)}\n")
+    print(result, flush=True)
+    return result
+
+
+def page() -> str:
+    """Medians, ratios, and where the time goes."""
+    shown = [json.loads(line) for line in SHOWN.read_text().splitlines()]
+    runs = {name: [one for one in shown if one["name"] == name and "parts" not in one] for name in CONTENDERS}
+    medians = {name: statistics.median(one["seconds"] for one in those) for name, those in runs.items() if those}
+    lines = ["| | runs | s, median | least | most | CPU s, median | load before |", f"|---|{'---|' * 6}"]
+    for name in medians:
+        seconds = [one["seconds"] for one in runs[name]]
+        cpu = statistics.median(one["cpu_seconds"] for one in runs[name])
+        load = statistics.median(one["load"] for one in runs[name])
+        lines.append(
+            f"| {CONTENDERS[name].title} | {len(seconds)} | {medians[name]:.0f} | {min(seconds):.0f} | "
+            f"{max(seconds):.0f} | {cpu:.0f} | {load:.1f} |"
+        )
+    lines += ["", "| | times as fast | goal |", "|---|---|---|"]
+    for title, slow, fast, goal in GOALS:
+        if slow in medians and fast in medians:
+            lines.append(f"| {title} | {medians[slow] / medians[fast]:.2f} | {goal} |")
+    for profile in [one for one in shown if "parts" in one][-1:]:
+        lines += [
+            "",
+            f"Where the {CONTENDERS[profile['name']].title} spends it:",
+            "",
+            "| | s | share |",
+            "|---|---|---|",
+        ]
+        for part, seconds in profile["parts"].items():
+            lines.append(f"| {part} | {seconds:.1f} | {seconds / profile['cpu_seconds']:.0%} |")
+    peers = [one["versions"] for one in shown if "versions" in one]
+    told = ", ".join(f"{name} {number}" for name, number in peers[-1].items()) if peers else "not measured"
+    ours = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
+    machine = f"{os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()})"
+    return "\n".join([*lines, "", f"Machine: {machine}. Ours: {ours}. The peer: {told}. As of {date.today()}."])
+
+
+def main() -> None:
+    """Rounds of all contenders, then the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--peer", required=True, metavar="PYTHON", help="interpreter of the peer's environment")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--one", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one(asked.one, asked.model, asked.text, asked.peer, asked.profile)))
+        return
+    for _ in range(asked.repeats):
+        for name in asked.only:
+            in_own_process(name, asked)
+    if asked.profile:
+        in_own_process("loop-1", asked, "--profile")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after_table = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{page()}\n{END}{after_table}")
+
+
+if __name__ == "__main__":
+    main()
