@@ -68,8 +68,9 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
             },
         }
     )
+    dense = ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)
     stage = Watched(
-        before=(dense := ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)),
+        before=dense,
         dense=dense,
         config=config | ({"intermediate_size": FFN // 2} if pattern == "ffn" else {}),
         windows_key=windows.key,
