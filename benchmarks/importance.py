@@ -27,10 +27,10 @@ from workflows.models.state import ModelState
 SHARDS = 4
 
 
-def peak_mib() -> float:
-    """The most memory that this process has held so far (VmHWM)."""
+def held_mib(what: str) -> float:
+    """What this process holds now (VmRSS), or has held at most so far (VmHWM)."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
             model, stored.key, SHARDS, "float32", "cpu", threads=1, memory=int(asked.memory * (1 << 30))
         )
         work.setup()
-        walk, blocks, baseline = Walk(work, range(SHARDS)), work.block_count, peak_mib()
+        walk, blocks, baseline = Walk(work, range(SHARDS)), work.block_count, held_mib("VmRSS")
         seconds, totals = defaultdict(float), []
         for step in range(2 * blocks + 1):
             kind = "forward" if step < blocks else "head" if step == blocks else "backward"
@@ -64,7 +64,7 @@ def main() -> None:
         found = work.result(totals[0], totals[:0:-1])
     for kind, spent in seconds.items():
         print(json.dumps({"step": kind, "cpu_seconds": round(spent, 1), "share": round(spent / seconds["forward"], 2)}))
-    print(json.dumps({"peak_mib_above_baseline": round(peak_mib() - baseline), "baseline_mib": round(baseline)}))
+    print(json.dumps({"peak_mib": round(held_mib("VmHWM")), "held_before_mib": round(baseline)}))
     print(json.dumps({"windows": asked.windows, "loss_per_token": found.loss / (asked.windows * (LENGTH - 1))}))
     if asked.keep:
         put_gammas(open_store(str(asked.keep)), "gammas.safetensors", found)

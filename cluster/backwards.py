@@ -162,7 +162,6 @@ def _attempt(
         if shards:
             workers.append(BackwardWorker.options(**resources).remote(shared, shards))  # type: ignore[attr-defined]
     what = "gradients"
-    asked: list[Any] = []
     try:
         for step in range(steps):
             if stop():
@@ -179,6 +178,3 @@ def _attempt(
         for worker in workers:
             with suppress(RayError):  # Ray itself may be what is gone
                 ray.kill(worker)
-        for one in asked:
-            with suppress(Exception):  # one error was raised; of those that nobody looks at Ray prints a traceback
-                ray.get(one, timeout=0)

@@ -42,13 +42,15 @@ class Boundaries:
     def keep(self, block: int, shard: int, windows: Sequence[Tensor]) -> None:
         """Keeps what enters a block, one tensor per window, all of one shape. They are not to be changed afterwards.
 
+        What is on a GPU is kept in the machine's memory.
+
         Raises:
             Unavailable: the disk is full.
         """
         size = sum(window.nbytes for window in windows)
         if self._held + size <= self._limit or not windows:
             self._held += size
-            self._places[block, shard] = list(windows)
+            self._places[block, shard] = [window.cpu() for window in windows]
             return
         with room_needed("activations spilled to the directory for temporary files (TMPDIR)"):
             if block not in self._files:

@@ -5,7 +5,8 @@
 L is the sum over all predicted tokens of the next-token cross-entropy, in nats (`workflows.scoring.gradients`). So,
 with the Gram a plain sum over the same tokens, ½ · Γ_o · w_oi² / [H⁻¹]_ii is the increase of the summed loss over the
 calibration tokens; divided by the number of predicted tokens it is nats per token. The last token of a window
-predicts nothing and has zero gradients; it is counted in the mean as it is counted in the Gram.
+predicts nothing and has zero gradients; it is counted in the mean as it is counted in the Gram. The tokens that
+should follow are those of the text, so this is the empirical Fisher.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -70,6 +70,7 @@ def run(work: GradientPass, workers: int) -> Importance:
     return work.result(*run_backwards(work, spec, 1, lambda done, total: None, lambda: False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_same_bits_on_any_number_of_workers(embedded_ray, work, alone, workers):
     assert_same_bits(run(work, workers), alone)
@@ -90,7 +91,7 @@ def test_same_bits_when_boundaries_are_spilled_and_their_worker_is_killed(embedd
     assert_same_bits(run(killed, 2), alone)
 
 
-def test_a_recipe_says_how(embedded_ray, work, alone):
+def test_two_workers_that_spill_give_the_bits_of_this_process_and_a_recipe_says_how(embedded_ray, work, alone):
     recipe = Recipe.model_validate(
         {
             "model": work.before.source,

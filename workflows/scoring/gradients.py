@@ -65,7 +65,7 @@ def head_backward(
 
 @torch.enable_grad()
 def block_backward(
-    run: Callable[[Tensor], Tensor], linears: Mapping[str, nn.Module], hidden: Tensor, gradient: Tensor
+    run: Callable[[Tensor], Tensor], linears: Mapping[str, nn.Linear], hidden: Tensor, gradient: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One window backwards through a block whose parameters are frozen; its forward is done again for that.
 
@@ -81,14 +81,13 @@ def block_backward(
         ∂L/∂hidden, and for every linear the sum over the window's tokens of (∂L/∂y_o)², [out] fp32; zeros for one
         that no token went through.
     """
-    squares: dict[str, Tensor] = {}
+    squares = {name: torch.zeros(linear.out_features, device=hidden.device) for name, linear in linears.items()}
+
+    def add(name: str, own: Tensor) -> None:  # gives nothing back: what a hook returns replaces the gradient
+        squares[name] += own.flatten(0, -2).float().square().sum(0)
 
     def watch(name: str, output: Tensor) -> None:
         output.register_hook(lambda own: add(name, own))
-
-    def add(name: str, own: Tensor) -> None:
-        seen = own.flatten(0, -2).float().square().sum(0)
-        squares[name] = squares[name] + seen if name in squares else seen
 
     hooks = [
         linear.register_forward_hook(lambda _, inputs, output, name=name: watch(name, output))
@@ -100,12 +99,7 @@ def block_backward(
     finally:
         for hook in hooks:
             hook.remove()
-    nothing = {
-        name: torch.zeros(linear.out_features, device=hidden.device)
-        for name, linear in linears.items()
-        if name not in squares and isinstance(linear, nn.Linear)
-    }
-    return entering, squares | nothing
+    return entering, squares
 
 
 @torch.enable_grad()
