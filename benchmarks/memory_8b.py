@@ -300,8 +300,8 @@ def table(events: Events, asked: argparse.Namespace, looks: list[Look], baseline
         f"Limit: {LIMIT / GIB:g} GiB. An idle worker with our imports: {baseline / GIB:.2f} GiB private. All worker"
         f" processes together: {together / GIB:.1f} GiB private at most, baselines included.",
         "",
-        f"Seconds by block: {', '.join(seconds)}; the first one after a start is with imports and catching up. The driver"
-        f" was killed with {killed['recorded']} block(s) recorded and the next one being solved; later ones"
+        f"Seconds by block: {', '.join(seconds)}; the first one after a start is with imports and catching up. The"
+        f" driver was killed with {killed['recorded']} block(s) recorded and the next one being solved; later ones"
         f" ({len(events.of('store')) - 1}) went on there.",
         "",
         f"Afterwards: {whole['tensors']} of {whole['tensors']} tensors ({whole['bytes'] / 1e9:.2f} GB) read,"
