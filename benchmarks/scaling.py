@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -25,7 +26,7 @@ sys.path[:0] = map(str, FOLDERS)
 
 import psutil
 from big_checkpoint import LLAMA_3_8B, write_checkpoint
-from scaling_model import Machine, Schedule, Shape, least_traffic, predict, traffic
+from scaling_model import LLAMA_8B, Machine, Schedule, Shape, least_traffic, predict, traffic
 
 PAGE = ROOT / "benchmarks" / "scaling.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
@@ -156,7 +157,10 @@ def engine(directory: Path, schedule: Schedule) -> dict:
     (begun, used_before, bytes_before), (ended, used_after, bytes_after) = looks[0], looks[-1]
     return {
         "wall": ended - begun,
-        "processor": sum(seconds - used_before.get(process, 0.0) for process, seconds in used_after.items()),
+        **{
+            who: sum(one - used_before.get(key, 0.0) for key, one in used_after.items() if key[1] == who)
+            for who in ("workers", "ray")
+        },
         "bytes": bytes_after - bytes_before,
         "blocks": stage.block_count - 1,
         "link": link,
@@ -165,14 +169,16 @@ def engine(directory: Path, schedule: Schedule) -> dict:
     }
 
 
-def processor_seconds() -> dict[int, float]:
-    """Processor seconds so far of this process and all below it, Ray's own included."""
+def processor_seconds() -> dict[tuple[int, str], float]:
+    """Processor seconds so far of this process and all below it, by number and by who it is: a worker, or Ray's own."""
     found = {}
     own = psutil.Process()
     for process in [own, *own.children(recursive=True)]:
         with suppress(psutil.Error):
+            title = " ".join(process.cmdline()).strip()
+            worker = title.startswith("ray::") and not title.endswith("Agent")
             times = process.cpu_times()
-            found[process.pid] = times.user + times.system
+            found[process.pid, "workers" if worker else "ray"] = times.user + times.system
     return found
 
 
@@ -265,17 +271,17 @@ def pages(shape: Shape, schedule: Schedule, found: dict, runs: dict[int, dict], 
         f" {schedule.shards} shards; sparsegpt 2:4, float32.",
         f"Pure computing in a plain loop: {pure:.2f} processor seconds per block.",
         "",
-        "| workers | s per block | efficiency | of the cores there are | processor s per block | beyond the plain loop"
-        " | predicted s | predicted / measured |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workers | s per block | efficiency | of the cores there are | processor s per block: workers | Ray's own"
+        " | all, beyond the plain loop | predicted s | predicted / measured |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for workers, run in runs.items():
-        wall, used = run["wall"] / blocks, run["processor"] / blocks
-        cores = min(workers, os.cpu_count() or 1)
+        wall, own, rays = (run[name] / blocks for name in ("wall", "workers", "ray"))
+        cores, more = min(workers, os.cpu_count() or 1), own + rays - pure
         said = predict(shape, machine, replace_workers(schedule, workers)).block
         lines.append(
-            f"| {workers} | {wall:.2f} | {alone / (workers * wall):.0%} | {alone / (cores * wall):.0%} | {used:.2f} |"
-            f" {used - pure:+.2f} s, {used / pure - 1:+.0%} | {said:.2f} | {said / wall:.2f} |"
+            f"| {workers} | {wall:.2f} | {alone / (workers * wall):.0%} | {alone / (cores * wall):.0%} | {own:.2f} |"
+            f" {rays:.2f} | {more:+.2f} s, {more / pure:+.0%} | {said:.2f} | {said / wall:.2f} |"
         )
     lines += [
         "",
@@ -297,19 +303,26 @@ def pages(shape: Shape, schedule: Schedule, found: dict, runs: dict[int, dict], 
         f" {machine.add / 1e9:.1f} GB/s; from one node to another {machine.link / 1e9:.2f} GB/s, into a store"
         f" {machine.store / 1e9:.2f} GB/s; {machine.task * 1e3:.1f} ms per task.",
     ]
+    one_node = replace(machine, per_node=2, link=float("inf"))
+    large = predict(LLAMA_8B, one_node, Schedule(windows=4, length=256, shards=2, rows=256, workers=2))
+    lines += [
+        "",
+        "With the same rates, a block of an 8B model as in `memory_8b.md` (another shape, one node, two workers) is"
+        f" predicted to take {large.block:.0f} s, {large.saturated[0][1]:.0%} of it to {large.saturated[0][0]}.",
+    ]
     return "\n".join(lines)
 
 
 def replace_workers(schedule: Schedule, workers: int) -> Schedule:
     """The same schedule on another number of workers."""
-    return Schedule(schedule.windows, schedule.length, schedule.shards, schedule.rows, workers)
+    return replace(schedule, workers=workers)
 
 
 def main() -> None:
     """The plain loop, then the engine on each number of workers, each in a process of its own; then the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--here", nargs=2, metavar=("DIRECTORY", "WORKERS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     shape = Shape("small", asked.blocks, hidden=1024, ffn=2816, key_value=512)
