@@ -157,9 +157,9 @@ def page() -> str:
     for profile in [one for one in shown if "parts" in one][-1:]:
         lines += [
             "",
-            f"Where the {CONTENDERS[profile['name']].title} spends it:",
+            f"Where the time goes – {CONTENDERS[profile['name']].title}:",
             "",
-            "| | s | share |",
+            "| | CPU s | share |",
             "|---|---|---|",
         ]
         for part, seconds in profile["parts"].items():
