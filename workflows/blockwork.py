@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -27,6 +28,10 @@ FFN_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
 
 # Read-only arrays come from Ray's object store without a copy; nobody writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class AllSeen(Exception):
+    """Ends a block's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,9 @@ class PruneStage:
                 sums[name] += inputs.flatten(0, -2).float().square().sum(0)
             else:
                 add_inputs(sums[name], inputs)
+            left.discard(name)
+            if not left:
+                raise AllSeen
 
         for name, linear in linears.items():
             linear.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
@@ -160,7 +168,9 @@ class PruneStage:
             for total in sums.values():
                 total.zero_()
             for hidden in shard.hidden:
-                self._decoder.run(block, module, hidden)
+                left = set(groups)
+                with suppress(AllSeen):
+                    self._decoder.run(block, module, hidden)
             for name in groups:
                 yield sums[name].cpu().numpy()
 
