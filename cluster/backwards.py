@@ -11,38 +11,21 @@ Results of shards are summed in shard order, so that the sum does not depend on 
 for a step first catches up with it from wherever it is; one that was lost begins again from its tokens.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import Cancelled
-from cluster.layerwise import GANGS, RETRIES, awaited, half_bundle, spread
-from cluster.losses import MachinesLost, ours
-from cluster.session import gang
+from cluster.layerwise import RETRIES, ShardedWork, awaited, dismiss, half_bundle, spread, with_gangs
+from cluster.losses import ours
 from cluster.spec import ClusterSpec
 
-log = logging.getLogger(__name__)
 
-
-class BackwardWork(Protocol):
-    """What is done at every step. Travels to every worker, so it is small and picklable."""
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the model."""
-
-    @property
-    def shard_count(self) -> int:
-        """Calibration shards."""
-
-    def setup(self) -> None:
-        """Called once in every process (threads, device)."""
+class BackwardWork(ShardedWork, Protocol):
+    """What is done at every step."""
 
     def begin(self, shards: Sequence[int]) -> Any:
         """What a worker holds of its shards before block 0."""
@@ -126,17 +109,15 @@ def run_backwards(
         Unavailable: no machines within the time, or one gang after another was lost.
     """
     totals: list[Any] = []  # of the turn, then of blocks from the last to the first
-    lost = 0
-    while len(totals) <= work.block_count:
-        begun = len(totals)
-        try:
-            with gang(spec, cpus_per_worker, stop) as group:
-                _attempt(work, group, spec, totals, on_step, stop)
-        except MachinesLost as error:
-            lost = 0 if len(totals) > begun else lost + 1
-            if lost == GANGS:
-                raise
-            log.warning("%s; other machines begin again", error.message)
+    with_gangs(
+        lambda group: _attempt(work, group, spec, totals, on_step, stop),
+        lambda: len(totals),
+        work.block_count + 1,
+        lambda: "begin again",
+        spec,
+        cpus_per_worker,
+        stop,
+    )
     return totals[0], totals[:0:-1]
 
 
@@ -157,10 +138,9 @@ def _attempt(
     shared = ray.put(work)
     workers = []
     for number, shards in enumerate(spread(work.shard_count, len(group.bundle_specs))):
-        place = PlacementGroupSchedulingStrategy(group, number, placement_group_capture_child_tasks=False)
-        resources = half_bundle(group) | {"scheduling_strategy": place}  # each in a bundle of its own
         if shards:
-            workers.append(BackwardWorker.options(**resources).remote(shared, shards))  # type: ignore[attr-defined]
+            own = half_bundle(group, number)
+            workers.append(BackwardWorker.options(**own).remote(shared, shards))  # type: ignore[attr-defined]
     what = "gradients"
     try:
         for step in range(steps):
@@ -175,6 +155,4 @@ def _attempt(
     except RayError as error:
         raise ours(error, what) from error
     finally:
-        for worker in workers:
-            with suppress(RayError):  # Ray itself may be what is gone
-                ray.kill(worker)
+        dismiss(workers)

@@ -48,8 +48,8 @@ class Unit(Protocol):
         """The input whose statistics it needs; None: it needs none."""
 
 
-class BlockWork(Protocol):
-    """What is done to a block. Travels to every worker, so it is small and picklable."""
+class ShardedWork(Protocol):
+    """Something done to a model's blocks over shards. Travels to every worker, so it is small and picklable."""
 
     @property
     def block_count(self) -> int:
@@ -61,6 +61,10 @@ class BlockWork(Protocol):
 
     def setup(self) -> None:
         """Called once in every process (threads, device)."""
+
+
+class BlockWork(ShardedWork, Protocol):
+    """What is done to a block."""
 
     @property
     def rounds(self) -> int:
@@ -193,18 +197,52 @@ def run_blocks(
         on_block(block, stored)
         blocks.append(stored)
 
+    with_gangs(
+        lambda group: _attempt(work, group, spec, blocks, note, stop),
+        lambda: len(blocks),
+        work.block_count,
+        lambda: f"go on at block {len(blocks)}",
+        spec,
+        cpus_per_worker,
+        stop,
+    )
+    return blocks
+
+
+def with_gangs(
+    attempt: Callable[[PlacementGroup], None],
+    done: Callable[[], int],
+    goal: int,
+    then: Callable[[], str],
+    spec: ClusterSpec,
+    cpus_per_worker: int,
+    stop: Callable[[], bool],
+) -> None:
+    """Attempts with one gang of machines after another, until all is done.
+
+    Args:
+        attempt: works with a gang; MachinesLost when it cannot go on with this one.
+        done: how much is done.
+        goal: how much there is to do.
+        then: what other machines do after a loss, for the log.
+        spec: as for `gang`.
+        cpus_per_worker: as for `gang`.
+        stop: as for `gang`.
+
+    Raises:
+        Cancelled: `stop` said so.
+        Unavailable: no machines within the time, or `GANGS` in a row were lost with nothing more done.
+    """
     lost = 0
-    while len(blocks) < work.block_count:
-        begun = len(blocks)
+    while (begun := done()) < goal:
         try:
             with gang(spec, cpus_per_worker, stop) as group:
-                _attempt(work, group, spec, blocks, note, stop)
+                attempt(group)
         except MachinesLost as error:
-            lost = 0 if len(blocks) > begun else lost + 1
+            lost = 0 if done() > begun else lost + 1
             if lost == GANGS:
                 raise
-            log.warning("%s; other machines go on at block %d", error.message, len(blocks))
-    return blocks
+            log.warning("%s; other machines %s", error.message, then())
 
 
 def _attempt(
@@ -243,9 +281,14 @@ def _attempt(
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
-        for worker in workers:
-            with suppress(RayError):  # Ray itself may be what is gone
-                ray.kill(worker)
+        dismiss(workers)
+
+
+def dismiss(workers: Sequence[Any]) -> None:
+    """Ends workers at once."""
+    for worker in workers:
+        with suppress(RayError):  # Ray itself may be what is gone
+            ray.kill(worker)
 
 
 def awaited(written: Any, group: PlacementGroup, spec: ClusterSpec, what: str) -> Any:
@@ -324,11 +367,13 @@ def spread(shards: int, workers: int) -> list[list[int]]:
     return [list(range(low, high)) for low, high in itertools.pairwise(bounds)]
 
 
-def half_bundle(group: PlacementGroup) -> dict[str, Any]:
-    """Ray options for something that takes half of one worker's bundle."""
+def half_bundle(group: PlacementGroup, number: int = -1) -> dict[str, Any]:
+    """Ray options for something that takes half of one worker's bundle: of bundle `number`, or of any."""
     bundle = group.bundle_specs[0]
     return {
         "num_cpus": bundle["CPU"] / 2,
         "num_gpus": bundle.get("GPU", 0) / 2,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=False),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, number, placement_group_capture_child_tasks=False
+        ),
     }
