@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.storage import Stored, open_store
-from workflows.data.windows import from_parquet
+from workflows.calibrated import Calibrated
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
@@ -59,49 +59,29 @@ class Shard:
 
 
 @dataclass
-class PruneStage:
+class PruneStage(Calibrated):
     """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
-        before: the model that this stage starts from.
         dense: the model that recovery leads back to: the one before the first stage.
         config: the model's config after the stage; differs from `before.config` for structured patterns.
-        windows_key: calibration windows in the run's store.
-        shard_count: number of calibration shards.
         pattern, sparsity, solver: what is done to each linear.
         recovery: what is done to each block then.
-        dtype, device, threads: how blocks are run; they change bits.
         key_prefix: where finished blocks are written.
     """
 
-    before: ModelState
     dense: ModelState
     config: dict[str, Any]
-    windows_key: str
-    shard_count: int
     pattern: str
     sparsity: float
     solver: Solver
     recovery: Recovery | None
-    dtype: Literal["float32", "bfloat16"]
-    device: str
-    threads: int
     key_prefix: str
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the model."""
-        return self.before.block_count
 
     @property
     def rounds(self) -> int:
         """Steps of block recovery."""
         return self.recovery.steps if self.recovery else 0
-
-    def setup(self) -> None:
-        """Fixes what changes bits: the number of threads, and full fp32 precision on a GPU."""
-        torch.set_num_threads(self.threads)
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     def units(self) -> list[RowChunk]:
         """Row chunks of all linears of a block; the whole output projection at once for structured removal."""
@@ -118,8 +98,7 @@ class PruneStage:
     @torch.no_grad()
     def open_shard(self, shard: int) -> Shard:
         """The shard's windows as they enter block 0."""
-        own = torch.tensor_split(self._tokens, self.shard_count)[shard]
-        hidden = list(self._decoder.embed(own).to(self.device).split(1))
+        hidden = list(self._decoder.embed(self._of_shard(shard)).to(self.device).split(1))
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()
@@ -206,16 +185,16 @@ class PruneStage:
 
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
         """The pruned linears' weights, fp32, by name, and Adam's moments."""
-        changed = self._changed(dict(Checkpoint(self.before).read_block(block)), results)
+        changed = self._changed(block, results)
         weights = {name: one.float() for name, one in changed.items() if name.endswith(".weight")}
-        first, second = recovery.no_moments(weights)
-        return _arrays(weights), (_arrays(first), _arrays(second))
+        nothing = _arrays(recovery.no_moment(weights))
+        return _arrays(weights), (nothing, nothing)
 
     def look(self, block: int, number: int, seen: Arrays, shards: Mapping[int, Shard]) -> Iterator[Arrays]:
         """Gradients by name of one window of each shard, in turn."""
         self._want(block, shards)
-        tensors = dict(Checkpoint(self.before).read_block(block))
-        tensors |= {name: torch.from_numpy(one) for name, one in seen.items()}
+        rest = Checkpoint(self.before).read_block(block, lambda name: name not in seen)
+        tensors = dict(rest) | {name: torch.from_numpy(one) for name, one in seen.items()}
         module = self._finished_decoder.block(block, tensors.items())
         weights = {name: module.get_parameter(name).requires_grad_(True) for name in seen}
         for shard in shards.values():
@@ -241,27 +220,27 @@ class PruneStage:
 
     def assemble(self, block: int, refined: Arrays | None, results: Sequence[Any]) -> Stored:
         """Checks the result once more in the stored type, then writes the block."""
-        tensors = dict(Checkpoint(self.before).read_block(block))
-        changed = self._changed(tensors, results)
+        changed = self._changed(block, results)
         if refined is not None:
             changed |= {name: torch.from_numpy(one).to(changed[name].dtype) for name, one in refined.items()}
         if self.pattern != "ffn":
             for weight in changed.values():
                 patterns.verify(weight, self.pattern, self.sparsity)
+        rest = Checkpoint(self.before).read_block(block, lambda name: name not in changed)
         return open_store(self.before.store).put(
-            f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, tensors | changed)
+            f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, dict(rest) | changed)
         )
 
-    def _changed(self, tensors: Mapping[str, torch.Tensor], results: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """What the units' results make of a block's tensors: those that change, by name, in the stored type."""
+    def _changed(self, block: int, results: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a block that its units' results change, by name, in the stored type."""
         if self.pattern != "ffn":
             linears = dict.fromkeys(linear for linear, _ in results)
             return {
                 f"{linear}.weight": torch.cat([rows for name, rows in results if name == linear]) for linear in linears
             }
         kept, repaired = results[0]
-        inputs = [f"{linear}.{part}" for linear in FFN_INPUTS for part in ("weight", "bias")]
-        return {name: tensors[name][kept] for name in inputs if name in tensors} | {f"{FFN_OUTPUT}.weight": repaired}
+        inputs = Checkpoint(self.before).read_block(block, lambda name: name.rpartition(".")[0] in FFN_INPUTS)
+        return {name: one[kept] for name, one in inputs} | {f"{FFN_OUTPUT}.weight": repaired}
 
     def _tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(one).to(self.device) for name, one in arrays.items()}
@@ -271,30 +250,12 @@ class PruneStage:
         return statistic_for(self.solver.name, self.solver.refit)
 
     @cached_property
-    def _tokens(self) -> torch.Tensor:
-        """Calibration windows [windows, length], int64."""
-        windows = from_parquet(open_store(self.before.store).get(self.windows_key))["calibration"]
-        return torch.from_numpy(windows.tokens.astype(np.int64))
-
-    @cached_property
-    def _decoder(self) -> Decoder:
-        return self._decoder_for(self.before)
-
-    @cached_property
     def _dense_decoder(self) -> Decoder:
         return self._decoder_for(self.dense)
 
     @cached_property
     def _finished_decoder(self) -> Decoder:
         return self._decoder_for(self.before.model_copy(update={"config": self.config}))
-
-    def _decoder_for(self, state: ModelState) -> Decoder:
-        checkpoint = Checkpoint(state)
-        return Decoder(checkpoint, getattr(torch, self.dtype), self._tokens.shape[1], self.device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to workers: the fields, not what was made of them."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
 def _run_all(decoder: Decoder, block: int, module: nn.Module, windows: list[torch.Tensor]) -> None:

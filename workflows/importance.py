@@ -12,8 +12,7 @@ should follow are those of the text, so this is the empirical Fisher.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,11 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.backwards import run_backwards
 from cluster.spec import ClusterSpec
-from cluster.storage import Store, Stored, open_store
+from cluster.storage import Store, Stored
 from workflows.boundaries import Boundaries
-from workflows.data.windows import from_parquet
-from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint, as_tensor, header
-from workflows.models.decoder import Decoder
+from workflows.calibrated import Calibrated
+from workflows.models.checkpoint import BLOCK_PREFIX, as_tensor, header
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
 from workflows.scoring.gradients import block_backward, head_backward, norm_backward
@@ -65,39 +63,19 @@ class Held:
 
 
 @dataclass
-class GradientPass:
+class GradientPass(Calibrated):
     """The work of a backward pass over the blocks of a model; see `cluster.backwards.BackwardWork`.
 
     Attributes:
-        before: the model.
-        windows_key: calibration windows in the run's store.
-        shard_count: number of calibration shards.
-        dtype, device, threads: how blocks are run; they change bits.
         memory: bytes of boundary activations that a worker keeps in memory; does not change bits.
     """
 
-    before: ModelState
-    windows_key: str
-    shard_count: int
-    dtype: Literal["float32", "bfloat16"]
-    device: str
-    threads: int
     memory: int
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the model."""
-        return self.before.block_count
 
     @property
     def token_count(self) -> int:
         """Calibration tokens."""
         return self._tokens.numel()
-
-    def setup(self) -> None:
-        """Fixes what changes bits: the number of threads, and full fp32 precision on a GPU."""
-        torch.set_num_threads(self.threads)
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     @torch.no_grad()
     def begin(self, shards: Sequence[int]) -> Held:
@@ -180,25 +158,6 @@ class GradientPass:
     def _repeatable(self) -> AbstractContextManager[Any]:
         """The fused attention kernels of GPUs sum gradients in whatever order their threads come; plain ones do not."""
         return sdpa_kernel(SDPBackend.MATH) if self.device == "cuda" else nullcontext()
-
-    def _of_shard(self, shard: int) -> torch.Tensor:
-        return torch.tensor_split(self._tokens, self.shard_count)[shard]
-
-    @cached_property
-    def _tokens(self) -> torch.Tensor:
-        """Calibration windows [windows, length], int64."""
-        windows = from_parquet(open_store(self.before.store).get(self.windows_key))["calibration"]
-        return torch.from_numpy(windows.tokens.astype(np.int64))
-
-    @cached_property
-    @torch.no_grad()
-    def _decoder(self) -> Decoder:
-        dtype = getattr(torch, self.dtype)
-        return Decoder(Checkpoint(self.before), dtype, self._tokens.shape[1], self.device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to workers: the fields, not what was made of them."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
 def measure_importance(

@@ -8,7 +8,7 @@ from test_blockwork import make_stage, streamed
 from transformers import AutoModelForCausalLM
 
 from workflows.pruning.patterns import verify
-from workflows.pruning.recovery import descend, distance, no_moments
+from workflows.pruning.recovery import descend, distance, no_moment
 from workflows.recipe import Recovery
 
 RATE = 0.01
@@ -20,7 +20,8 @@ def test_a_step_is_adams_on_the_survivors():
     keep, scale = weight != 0, weight[weight != 0].square().mean().sqrt().item()
     expected = torch.nn.Parameter(weight.clone())
     adam = torch.optim.Adam([expected], betas=(0.9, 0.95), eps=0)
-    weights, moments = {"w": weight}, no_moments({"w": weight})
+    weights = {"w": weight}
+    moments = (no_moment(weights), no_moment(weights))
     for step in range(5):
         parts = [torch.randn(6, 8) for _ in range(3)]
         scale = weights["w"][keep].square().mean().sqrt().item()

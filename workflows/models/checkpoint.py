@@ -1,7 +1,7 @@
 """Reads a checkpoint lazily: an index of tensors, one block or some rows at a time, never the whole."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 
 import safetensors.torch
@@ -25,21 +25,28 @@ class Checkpoint:
         self._source = open_store(state.source)
         self._store = open_store(state.store)
 
-    def read_block(self, block: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def read_block(
+        self, block: int, wanted: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of one block, one at a time, names relative to the block ("mlp.down_proj.weight").
+
+        Args:
+            block: its number.
+            wanted: whether a tensor of this name is read.
 
         Raises:
             InputError: the source has no tensor of this block.
         """
         prefix = f"{BLOCK_PREFIX}{block}."
         if self.state.blocks:
-            yield from read_block_file(self._store, self.state.blocks[block].key, block)
+            yield from read_block_file(self._store, self.state.blocks[block].key, block, wanted)
             return
         names = [name for name in self._index if name.startswith(prefix)]
         if not names:
             raise InputError(f"{self.state.source}: no tensor named {prefix}*; the checkpoint is incomplete")
         for name in names:
-            yield name.removeprefix(prefix), self.read(name)
+            if wanted(own := name.removeprefix(prefix)):
+                yield own, self.read(name)
 
     def read_linear_rows(self, block: int, linear: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop of one linear's weight [rows, in] in the stored dtype; only these bytes are read."""
@@ -106,11 +113,13 @@ class Checkpoint:
         return self._index[name]
 
 
-def read_block_file(store: Store, key: str, block: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a block that a run wrote, one at a time, names relative to the block."""
+def read_block_file(
+    store: Store, key: str, block: int, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The wanted tensors of a block that a run wrote, one at a time, names relative to the block."""
     for name, info in header(store, key).items():
-        tensor = as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
-        yield name.removeprefix(f"{BLOCK_PREFIX}{block}."), tensor
+        if wanted(own := name.removeprefix(f"{BLOCK_PREFIX}{block}.")):
+            yield own, as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
 
 
 def block_file(block: int, tensors: dict[str, torch.Tensor]) -> bytes:

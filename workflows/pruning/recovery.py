@@ -27,9 +27,9 @@ def distance(output: Tensor, wanted: Tensor) -> Tensor:
     return ((output - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).sum()
 
 
-def no_moments(weights: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """Adam's first and second moments before the first step."""
-    return tuple({name: torch.zeros_like(one) for name, one in weights.items()} for _ in range(2))  # type: ignore[return-value]
+def no_moment(weights: Mapping[str, Tensor]) -> Tensors:
+    """Adam's first moments, and its second ones, before the first step."""
+    return {name: torch.zeros_like(one) for name, one in weights.items()}
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def descend(
 
     Args:
         weights: fp32, by name.
-        moments: as `no_moments` or the last step gave them.
+        moments: the first and the second ones, as `no_moment` or the last step gave them.
         gradients: of parts of the data, by name; they are added in this order.
         step: number of this step, from 0.
         steps: how many there will be.
