@@ -18,7 +18,6 @@ TESTS = ROOT / "tests"
 FOLDERS = [ROOT, TESTS, *(TESTS / name for name in ("chaos", "workflows", "end_to_end"))]
 SHOWN = ROOT / "build" / "chaos" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "chaos.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before anybody imports Ray
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +26,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, FOLDERS), os.environ.get("
 sys.path[:0] = map(str, FOLDERS)
 
 from kinds import KINDS
+from pages import put
 from small_disk import can_mount
 from tally import Shown, table
 from world import World
@@ -72,10 +72,8 @@ def run_place(cases: list[tuple[str, int]]) -> int:
 
 def write_page() -> None:
     """Puts the table of what was shown into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
     lines = table(read(), {name: kind.title for name, kind in KINDS.items()})
-    PAGE.write_text(f"{before}{BEGIN}\n{lines}\nAs of {date.today()}.\n{END}{after}")
+    put(PAGE, f"{lines}\nAs of {date.today()}.")
 
 
 def main() -> int:

@@ -29,13 +29,13 @@ sys.path[:0] = map(str, FOLDERS)
 
 import psutil
 from big_checkpoint import LLAMA_3_8B, write_checkpoint
+from pages import put
 from worker_watch import Look, WorkerWatch, peaks, private_memory
 
 GIB = 1 << 30
 LIMIT = 3 * GIB
 PATIENCE = 60  # seconds for a killed driver's processes to go
 PAGE, PLOT = ROOT / "benchmarks" / "memory_8b.md", ROOT / "benchmarks" / "memory_8b.svg"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 ROLES = {"ShardWorker": "shard worker", "prepare": "prepare", "solve": "solve", "assemble": "assemble", "idle": "idle"}
 
 
@@ -60,38 +60,15 @@ class Events:
 
 def stage_for(directory: Path, asked: argparse.Namespace):
     """The work on the model, with windows of random tokens; returns it and where its blocks are recorded."""
-    import numpy as np
+    from random_stage import random_stage
 
     from cluster.storage import open_store
-    from workflows.blockwork import PruneStage
-    from workflows.data.windows import Windows, to_parquet
-    from workflows.models.state import ModelState
-    from workflows.recipe import Solver
     from workflows.steps import Journal, Work
 
-    config = json.loads((directory / "model" / "config.json").read_text())
-    store = open_store(str(directory / "store"))
-    drawn = np.random.default_rng(0).integers(0, config["vocab_size"], (asked.windows, asked.length)).astype(np.int32)
-    windows = Windows(tokens=drawn, slices=["all"] * asked.windows)
-    work = Work(Journal(store, "memory", lambda event: None), "prune", 1, "0" * 64)
-    stage = PruneStage(
-        before=(
-            dense := ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri)
-        ),
-        dense=dense,
-        config=config,
-        windows_key=store.put("windows.parquet", to_parquet({"calibration": windows})).key,
-        shard_count=asked.shards,
-        pattern=asked.pattern,
-        sparsity=0.5,
-        solver=Solver(name="sparsegpt"),
-        recovery=None,
-        dtype=asked.dtype,
-        device="cpu",
-        threads=1,
-        key_prefix=work.prefix("blocks"),
-    )
-    return stage, work
+    journal = Journal(open_store(str(directory / "store")), "memory", lambda event: None)
+    work = Work(journal, "prune", 1, "0" * 64)
+    windows = (asked.windows, asked.length)
+    return random_stage(directory, windows, asked.shards, asked.pattern, asked.dtype, work.prefix("blocks")), work
 
 
 def idle_worker() -> int:
@@ -347,8 +324,7 @@ def main() -> int:
     whole = {name: events.of("whole")[0][name] for name in ("tensors", "pruned", "bytes")}
     looks, marks, baseline = watched(events)
     plot(looks, marks, baseline)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(events, asked, looks, baseline, whole)}\n{END}{rest.partition(END)[2]}")
+    put(PAGE, table(events, asked, looks, baseline, whole))
     over = {role: peak for role, peak in peaks(looks, baseline).items() if peak > LIMIT}
     print("over 3 GiB: " + json.dumps(over) if over else "every process stays under 3 GiB")
     return 1 if over else 0

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from pages import put
 from peer.calling import pruned_by_peer
 
 from cluster.storage import open_store
@@ -33,7 +34,6 @@ from workflows.recipe import Recovery, Solver
 
 SHOWN = ROOT / "build" / "quality" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "quality.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 LENGTH, CALIBRATION, EVALUATION, LATER, SHARDS = 512, 32, 24, 200, 4
 COLUMNS = {
     "50 %": ("unstructured", 0.5),
@@ -198,9 +198,7 @@ def main() -> None:
                     )
                     told = {"seconds": round(seconds, 1)}
                 note(method=name, column=column, perplexity=perplexity(after, evaluation), **told)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after_table = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n\nAs of {date.today()}.\n{END}{after_table}")
+    put(PAGE, f"{table()}\n\nAs of {date.today()}.")
 
 
 if __name__ == "__main__":

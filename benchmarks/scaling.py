@@ -26,10 +26,10 @@ sys.path[:0] = map(str, FOLDERS)
 
 import psutil
 from big_checkpoint import LLAMA_3_8B, write_checkpoint
+from pages import put
 from scaling_model import LLAMA_8B, Machine, Schedule, Shape, least_traffic, predict, traffic
 
 PAGE = ROOT / "benchmarks" / "scaling.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 WORKERS = (1, 2, 4)
 STORE = 700 << 20  # bytes of each node's object store
 
@@ -50,36 +50,10 @@ def config_of(shape: Shape) -> dict:
 
 def stage_for(directory: Path, schedule: Schedule):
     """The work on the model in `directory`/model, with windows of random tokens."""
-    import numpy as np
+    from random_stage import random_stage
 
-    from cluster.storage import open_store
-    from workflows.blockwork import PruneStage
-    from workflows.data.windows import Windows, to_parquet
-    from workflows.models.state import ModelState
-    from workflows.recipe import Solver
-
-    config = json.loads((directory / "model" / "config.json").read_text())
-    store = open_store(str(directory / "store"))
-    shape = (schedule.windows, schedule.length)
-    tokens = np.random.default_rng(0).integers(0, config["vocab_size"], shape).astype(np.int32)
-    windows = to_parquet({"calibration": Windows(tokens=tokens, slices=["all"] * schedule.windows)})
-    return PruneStage(
-        before=(
-            dense := ModelState(source=str(directory / "model"), source_digest="0" * 64, config=config, store=store.uri)
-        ),
-        dense=dense,
-        config=config,
-        windows_key=store.put("windows.parquet", windows).key,
-        shard_count=schedule.shards,
-        pattern="2:4",
-        sparsity=0.5,
-        solver=Solver(name="sparsegpt", rows=schedule.rows),
-        recovery=None,
-        dtype="float32",
-        device="cpu",
-        threads=1,
-        key_prefix="blocks",
-    )
+    windows = (schedule.windows, schedule.length)
+    return random_stage(directory, windows, schedule.shards, "2:4", "float32", rows=schedule.rows)
 
 
 def plain(directory: Path, schedule: Schedule) -> dict:
@@ -351,8 +325,7 @@ def main() -> None:
         runs = {workers: measured(workers) for workers in WORKERS}
     text = pages(shape, schedule, found, runs, load)
     print(text)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    put(PAGE, text)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pages import put
+
 PAGE = Path(__file__).parent / "scaling_model.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 FP32 = 4
 GB = 1e9
 
@@ -323,8 +324,7 @@ def main() -> None:
     ]
     text = "\n\n".join(texts)
     print(text)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    put(PAGE, text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 
 import psutil
 import torch
+from pages import put
 from peer.calling import pruned_by_peer
 from profiled import seconds_by_part
 from quality import CALIBRATION, stage_of, windows_of, worked_through
@@ -42,8 +43,7 @@ from workflows.models.state import ModelState
 
 SHOWN = ROOT / "build" / "speed" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "speed.md"
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-PATTERN, SPARSITY, SHARDS = "unstructured", 0.5, 4
+PATTERN, SPARSITY = "unstructured", 0.5
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def one(name: str, model: str, text: Path, peer: str, profile: bool) -> dict[str
             return pruned_by_peer(peer, dense, windows, "sparsegpt", PATTERN, SPARSITY, Path(temporary) / "peer")[1]
         stage = stage_of(dense, windows, {"name": contender.solver}, PATTERN, SPARSITY)
         if contender.kind == "engine":
-            return timed_engine(replace(stage, shard_count=SHARDS), contender.cores)
+            return timed_engine(stage, contender.cores)
         if profile:
             return seconds_by_part(stage, timed_loop)
         return timed_loop(stage)
@@ -190,9 +190,7 @@ def main() -> None:
             in_own_process(name, asked)
     if asked.profile:
         in_own_process("loop-1", asked, "--profile")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after_table = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{page()}\n{END}{after_table}")
+    put(PAGE, page())
 
 
 if __name__ == "__main__":
