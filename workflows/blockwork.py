@@ -2,25 +2,24 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from cluster.storage import Stored, open_store
 from workflows.calibrated import Calibrated
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
+from workflows.observing import inputs_of, move_on, summed
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS, statistic_for
 from workflows.recipe import Recovery, Solver
-from workflows.scoring.gram import add_inputs, damped
+from workflows.scoring.gram import damped
 
 Arrays = dict[str, np.ndarray]
 FFN_OUTPUT = "mlp.down_proj"
@@ -28,10 +27,6 @@ FFN_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
 
 # Read-only arrays come from Ray's object store without a copy; nobody writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-
-class AllSeen(Exception):
-    """Ends a block's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class PruneStage(Calibrated):
         tensors = read_block_file(open_store(self.before.store), finished.key, block)
         module = self._finished_decoder.block(block, tensors)
         for shard in shards.values():
-            _run_all(self._finished_decoder, block, module, shard.hidden)
+            move_on(self._finished_decoder, block, module, shard.hidden)
         self._want(block, shards)
 
     @torch.no_grad()
@@ -118,47 +113,23 @@ class PruneStage(Calibrated):
             return
         module = self._dense_decoder.block(block)
         for shard in behind:
-            _run_all(self._dense_decoder, block, module, shard.wanted)
+            move_on(self._dense_decoder, block, module, shard.wanted)
             shard.dense_blocks += 1
 
-    @torch.no_grad()
     def statistics(self, block: int, shards: Mapping[int, Shard], groups: Sequence[str]) -> Iterator[np.ndarray]:
         """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group."""
-        module = self._decoder.block(block)
-        linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
-        only_diagonal = self.pattern != "ffn" and self._statistic == "diagonal"
-        sums = {
-            name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=self.device)
-            for name, linear in linears.items()
-        }
-
-        def observe(name: str, inputs: torch.Tensor) -> None:
-            if only_diagonal:
-                sums[name] += inputs.flatten(0, -2).float().square().sum(0)
-            else:
-                add_inputs(sums[name], inputs)
-            left.discard(name)
-            if not left:
-                raise AllSeen
-
-        for name, linear in linears.items():
-            linear.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
-        for shard in shards.values():
-            for total in sums.values():
-                total.zero_()
-            for hidden in shard.hidden:
-                left = set(groups)
-                with suppress(AllSeen):
-                    self._decoder.run(block, module, hidden)
-            for name in groups:
-                yield sums[name].cpu().numpy()
+        return inputs_of(
+            self._decoder,
+            block,
+            self._decoder.block(block),
+            [shard.hidden for shard in shards.values()],
+            groups,
+            only_diagonal=self.pattern != "ffn" and self._statistic == "diagonal",
+        )
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
-        total = torch.from_numpy(parts[0].copy())
-        for part in parts[1:]:
-            total += torch.from_numpy(part)
-        total = total.to(self.device)
+        total = summed(parts).to(self.device)
         if self.pattern == "ffn":
             return (total.cpu().numpy(),)
         prepared = SOLVERS[self.solver.name].prepare(total, self.solver.damping)
@@ -256,12 +227,6 @@ class PruneStage(Calibrated):
     @cached_property
     def _finished_decoder(self) -> Decoder:
         return self._decoder_for(self.before.model_copy(update={"config": self.config}))
-
-
-def _run_all(decoder: Decoder, block: int, module: nn.Module, windows: list[torch.Tensor]) -> None:
-    """Replaces each window's hidden states by what a block makes of them."""
-    for number, hidden in enumerate(windows):
-        windows[number] = decoder.run(block, module, hidden)
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

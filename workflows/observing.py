@@ -1,0 +1,90 @@
+"""What a block's linears read: Grams of their inputs, gathered while calibration windows go through the block."""
+
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from contextlib import suppress
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from workflows.models.decoder import Decoder
+from workflows.scoring.gram import add_inputs
+
+
+class AllSeen(Exception):
+    """Ends a block's forward pass."""
+
+
+@torch.no_grad()
+def inputs_of(
+    decoder: Decoder,
+    block: int,
+    module: nn.Module,
+    shards: Iterable[MutableSequence[torch.Tensor]],
+    groups: Sequence[str],
+    *,
+    only_diagonal: bool,
+    move_on: bool = False,
+) -> Iterator[np.ndarray]:
+    """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), shard by shard and group by group.
+
+    Args:
+        decoder: runs the block.
+        block: its number.
+        module: the block itself.
+        shards: hidden states that enter the block, [1, length, width] per window.
+        groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
+        only_diagonal: whether diagonals are enough.
+        move_on: replace each window's hidden states by what the block makes of them; else the pass through the block
+            ends with the last input that is looked at.
+    """
+    linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
+    sums = {
+        name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=decoder.device)
+        for name, linear in linears.items()
+    }
+
+    def observe(name: str, inputs: torch.Tensor) -> None:
+        if only_diagonal:
+            sums[name] += inputs.flatten(0, -2).float().square().sum(0)
+        else:
+            add_inputs(sums[name], inputs)
+        left.discard(name)
+        if not left and not move_on:
+            raise AllSeen
+
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
+        for name, linear in linears.items()
+    ]
+    try:
+        for windows in shards:
+            for total in sums.values():
+                total.zero_()
+            for number, hidden in enumerate(windows):
+                left = set(groups)
+                with suppress(AllSeen):
+                    output = decoder.run(block, module, hidden)
+                    if move_on:
+                        windows[number] = output
+            for name in groups:
+                yield sums[name].cpu().numpy()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def summed(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    """The sum of the shards' statistics, in shard order, as a new tensor."""
+    total = torch.from_numpy(parts[0].copy())
+    for part in parts[1:]:
+        total += torch.from_numpy(part)
+    return total
+
+
+@torch.no_grad()
+def move_on(decoder: Decoder, block: int, module: nn.Module, windows: MutableSequence[torch.Tensor]) -> None:
+    """Replaces each window's hidden states by what a block makes of them."""
+    for number, hidden in enumerate(windows):
+        windows[number] = decoder.run(block, module, hidden)
