@@ -2,8 +2,10 @@
 
 MODEL is a Hugging Face directory (the demo's converted Gemma-3-270M lies under ~/.cache/karikomi/gguf), TEXT a text
 file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. Every result is a line of
-build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md. The peer's rows are
-measured when --peer names the interpreter of its environment (peer/requirements.txt says how to make it).
+build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md. Methods with an
+allocation score the dense model first, on an embedded Ray with two workers, through the steps that a run takes. The
+peer's rows are measured when --peer names the interpreter of its environment (peer/requirements.txt says how to make
+it).
 """
 
 import argparse
@@ -23,14 +25,18 @@ import torch
 from pages import put
 from peer.calling import pruned_by_peer
 
-from cluster.storage import open_store
+from cluster.session import session
+from cluster.spec import ClusterSpec
+from cluster.storage import Stored, open_store
+from workflows.allocating import Allocating, Shares
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.evaluation.quality import measure_quality
 from workflows.models.decoder import load_model
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
-from workflows.recipe import Recovery, Solver
+from workflows.recipe import Recipe, Recovery, Solver
+from workflows.steps import Journal
 
 SHOWN = ROOT / "build" / "quality" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "quality.md"
@@ -51,9 +57,11 @@ class Method:
     title: str
     solver: dict = field(default_factory=dict)
     recovery: dict | None = None
+    allocation: dict | None = None
     peer: str = ""
 
 
+SEARCH = {"policy": "evolve", "windows": 4, "generations": 12}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
     "wanda": Method("wanda", {"name": "wanda"}),
@@ -61,6 +69,11 @@ METHODS = {
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "admm": Method("admm", {"name": "admm"}),
     "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 16}),
+    "sparsegpt-owl": Method("sparsegpt, owl", {"name": "sparsegpt"}, allocation={"policy": "owl"}),
+    "sparsegpt-composite": Method("sparsegpt, composite", {"name": "sparsegpt"}, allocation={"policy": "composite"}),
+    "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation={"policy": "measured"}),
+    "sparsegpt-evolve": Method("sparsegpt, evolve", {"name": "sparsegpt"}, allocation=SEARCH),
+    "best": Method("admm, evolve, block recovery", {"name": "admm"}, {"steps": 16}, SEARCH),
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }
@@ -77,20 +90,26 @@ def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
 
 
 def stage_of(
-    dense: ModelState, windows: Windows, solver: dict, pattern: str, sparsity: float, recovery: dict | None = None
+    dense: ModelState,
+    windows: Stored,
+    solver: dict,
+    pattern: str,
+    sparsity: float,
+    recovery: dict | None = None,
+    shares: Shares = (),
 ) -> PruneStage:
-    """One stage with the threads of this process, its windows in the model's store."""
-    store = open_store(dense.store)
+    """One stage with the threads of this process."""
     return PruneStage(
         before=dense,
         dense=dense,
         config=dense.config,
-        windows_key=store.put("windows", to_parquet({"calibration": windows})).key,
+        windows_key=windows.key,
         shard_count=SHARDS,
         pattern=pattern,
         sparsity=sparsity,
         solver=Solver(**solver),
         recovery=Recovery(**recovery) if recovery else None,
+        shares=shares,
         dtype="float32",
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
@@ -121,9 +140,26 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 
+def shares_for(dense: ModelState, windows: Stored, method: Method, sparsity: float, journal: Journal) -> Shares:
+    """What each linear gives by a method's allocation, by the steps of a run; nothing is done twice in one store."""
+    calibration = {"source": "builtin:python-docs", "windows": CALIBRATION, "length": LENGTH, "part": (0, 0.2)}
+    recipe = Recipe.model_validate(
+        {
+            "model": dense.source,
+            "data": {"calibration": calibration, "shards": SHARDS},  # what is read is `windows`
+            "target": {"pattern": "unstructured", "sparsity": sparsity},
+            "solver": method.solver,
+            "allocation": method.allocation,
+        }
+    )
+    allocating = Allocating(recipe, ClusterSpec(), journal, lambda: None, lambda: False)
+    with session(ClusterSpec(), cpus=2):
+        return allocating.shares(1, dense, windows, sparsity, {"windows": windows.sha256})
+
+
 def perplexity(state: ModelState, windows: Windows) -> float:
-    """On the later windows, in the type that the model is served in."""
-    value = measure_quality(load_model(state, torch.bfloat16), windows).perplexity
+    """On the later windows, in fp32: the stored weights are what is compared, not how a processor rounds on the way."""
+    value = measure_quality(load_model(state, torch.float32), windows).perplexity
     return float("inf") if value is None else value
 
 
@@ -179,23 +215,24 @@ def main() -> None:
         tokenizer, text = load_tokenizer(source), asked.text.read_text()
         calibration = windows_of(text, tokenizer, 0, CALIBRATION)
         evaluation = windows_of(text, tokenizer, LATER, EVALUATION)
-        dense = ModelState(
-            source=source.uri, source_digest=source.digest, config=source.config, store=f"{temporary}/store"
-        )
+        store = open_store(str(SHOWN.parent / "store"))
+        stored = store.put("windows", to_parquet({"calibration": calibration}))
+        dense = ModelState(source=source.uri, source_digest=source.digest, config=source.config, store=store.uri)
+        journal = Journal(store, "quality", lambda event: print(event, flush=True))
         if ("dense", "") not in read():
             note(method="dense", column="", perplexity=perplexity(dense, evaluation), seconds=0.0)
         for column in asked.columns:
             for name in asked.methods:
-                if (name, column) in read():
-                    continue
                 method, (pattern, sparsity) = METHODS[name], COLUMNS[column]
+                if (name, column) in read() or (method.allocation and pattern != "unstructured"):
+                    continue
                 if method.peer:
                     out = Path(temporary) / "peer"
                     after, told = pruned_by_peer(asked.peer, dense, calibration, method.peer, pattern, sparsity, out)
                 else:
-                    after, seconds = worked_through(
-                        stage_of(dense, calibration, method.solver, pattern, sparsity, method.recovery)
-                    )
+                    shares = shares_for(dense, stored, method, sparsity, journal) if method.allocation else ()
+                    stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares)
+                    after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
                 note(method=name, column=column, perplexity=perplexity(after, evaluation), **told)
     put(PAGE, f"{table()}\n\nAs of {date.today()}.")

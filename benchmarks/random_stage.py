@@ -50,5 +50,6 @@ def random_stage(
         dtype=dtype,
         device="cpu",
         threads=1,
+        shares=(),
         key_prefix=key_prefix,
     )

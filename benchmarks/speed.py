@@ -37,7 +37,9 @@ from quality import CALIBRATION, stage_of, windows_of, worked_through
 from cluster.layerwise import run_blocks
 from cluster.session import session
 from cluster.spec import ClusterSpec
+from cluster.storage import open_store
 from workflows.blockwork import PruneStage
+from workflows.data.windows import to_parquet
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
 
@@ -113,7 +115,8 @@ def one(name: str, model: str, text: Path, peer: str, profile: bool) -> dict[str
         )
         if contender.kind == "peer":
             return pruned_by_peer(peer, dense, windows, "sparsegpt", PATTERN, SPARSITY, Path(temporary) / "peer")[1]
-        stage = stage_of(dense, windows, {"name": contender.solver}, PATTERN, SPARSITY)
+        stored = open_store(dense.store).put("windows", to_parquet({"calibration": windows}))
+        stage = stage_of(dense, stored, {"name": contender.solver}, PATTERN, SPARSITY)
         if contender.kind == "engine":
             return timed_engine(stage, contender.cores)
         if profile:

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.exceptions import RayError
@@ -88,6 +88,13 @@ class BlockWork(ShardedWork, Protocol):
     def solve(self, block: int, unit: Any, prepared: Any) -> Any:
         """Solves one unit."""
 
+    def assemble(self, block: int, refined: Any | None, results: Sequence[Any]) -> Stored:
+        """Puts the units' results together, or takes what the rounds made of them, and writes the block."""
+
+
+class RoundedWork(BlockWork, Protocol):
+    """What is done to a block in rounds, by work that has some."""
+
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Any, Any]:
         """Puts the units' results together for the rounds: what workers see, and what only `refine` does."""
 
@@ -96,9 +103,6 @@ class BlockWork(ShardedWork, Protocol):
 
     def refine(self, block: int, number: int, seen: Any, kept: Any, parts: Sequence[Any]) -> tuple[Any, Any]:
         """One round's step: both of `begin`, anew."""
-
-    def assemble(self, block: int, refined: Any | None, results: Sequence[Any]) -> Stored:
-        """Puts the units' results together, or takes what the rounds made of them, and writes the block."""
 
 
 @ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)
@@ -120,7 +124,7 @@ class ShardWorker:
     def look(self, block: int, number: int, seen: Any, finished: Sequence[Stored]) -> Iterator[Any]:
         """A round's look at the result so far of one block, after catching up to it."""
         self._catch_up(block, finished)
-        yield from self.work.look(block, number, seen, self.activations)
+        yield from cast(RoundedWork, self.work).look(block, number, seen, self.activations)
 
     def _catch_up(self, block: int, finished: Sequence[Stored]) -> None:
         if self.position is None or self.position > block:
@@ -146,14 +150,14 @@ def solve(work: BlockWork, block: int, unit: Unit, prepared: Any) -> Any:
 
 
 @ray.remote(max_retries=RETRIES, num_returns=2)
-def begin(work: BlockWork, block: int, *results: Any) -> tuple[Any, Any]:
+def begin(work: RoundedWork, block: int, *results: Any) -> tuple[Any, Any]:
     """See `BlockWork.begin`."""
     work.setup()
     return work.begin(block, results)
 
 
 @ray.remote(max_retries=RETRIES, num_returns=2)
-def refine(work: BlockWork, block: int, number: int, seen: Any, kept: Any, *parts: Any) -> tuple[Any, Any]:
+def refine(work: RoundedWork, block: int, number: int, seen: Any, kept: Any, *parts: Any) -> tuple[Any, Any]:
     """See `BlockWork.refine`."""
     work.setup()
     return work.refine(block, number, seen, kept, parts)
@@ -275,7 +279,11 @@ def _attempt(
             results = [
                 solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units
             ]
-            refined = _refined(work, shared, workers, block, results, list(blocks), resources) if work.rounds else None
+            refined = (
+                _refined(cast(RoundedWork, work), shared, workers, block, results, list(blocks), resources)
+                if work.rounds
+                else None
+            )
             written = assemble.options(**resources).remote(shared, block, refined, *results)
             note(block, awaited(written, group, spec, f"block {block} of {work.block_count}"))
     except RayError as error:
@@ -333,7 +341,7 @@ def _prepared(
 
 
 def _refined(
-    work: BlockWork,
+    work: RoundedWork,
     shared: Any,
     workers: Sequence[Any],
     block: int,

@@ -24,6 +24,7 @@ from jobs.tenants import Tenants, load_tenants
 from workflows.models.decoder import empty_model
 from workflows.models.source import config_of
 from workflows.recipe import Recipe
+from workflows.units import LEVELS
 
 CORE_FLOPS = 80e9  # a CPU thread with AVX-512 in matrix products, about as the demo ran
 GPU_SHARE = 0.3  # of a GPU's peak rate
@@ -68,7 +69,8 @@ def usage_from_size(job: Job, config: dict[str, Any], profile: HardwareProfile) 
     """
     work = operations(job.recipe, config)
     cpus, gpus = most_held(job)
-    steps = 5 + sum(4 if stage.tune else 2 for stage in job.stages)
+    scoring = {"uniform": 0, "owl": 2, "composite": 3, "measured": 4, "evolve": 5}[job.allocation.policy]
+    steps = 5 + sum(scoring + (4 if stage.tune else 2) for stage in job.stages)
     flat = steps * STEP_SECONDS + MEASURING_SECONDS
     if gpus and profile.bf16_tflops:
         busy = work / (profile.bf16_tflops * 1e12 / max(profile.gpus, 1) * GPU_SHARE)
@@ -104,6 +106,14 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
     total = judged
     for stage in recipe.stages:
         total += tokens("calibration") * (2 * 2.0 * blocks + 2.0 * squares) + solves + judged
+        asked = recipe.allocation
+        if asked.policy != "uniform" or recipe.score:  # forward once for the inputs
+            total += tokens("calibration") * (2.0 * blocks + 2.0 * squares)
+        if asked.needs_gradients or recipe.score:  # forward, and the way back with its own forward
+            total += tokens("calibration") * (8.0 * blocks + 4.0 * (used - blocks)) + solves
+        if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
+            mixes = len(layers) / 2 + (asked.generations * asked.children if asked.policy == "evolve" else 0)
+            total += LEVELS * solves + mixes * asked.windows * recipe.data.calibration.length * 2.0 * used
         if stage.tune:
             seen = stage.tune.steps * stage.tune.batch * stage.tune.ranks * recipe.data.tuning.length
             total += seen * used * (6.0 + (2.0 if stage.tune.distill else 0.0)) + judged

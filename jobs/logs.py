@@ -146,7 +146,7 @@ def log_event(event: Event) -> None:
         seconds = round(event.seconds, 3)
         log.info("step ended", stage=event.stage, step=event.name, seconds=seconds, resumed=event.resumed)
     elif isinstance(event, Advanced):
-        names = ("block", "blocks") if event.name == "prune" else ("done", "total")
+        names = ("block", "blocks") if event.name in ("score", "prune") else ("done", "total")
         counts = dict(zip(names, (event.done, event.total), strict=True))
         log.info("advanced", stage=event.stage, step=event.name, **counts, **event.numbers)
     elif isinstance(event, GateJudged):

@@ -8,6 +8,8 @@ from jobs.job import Job
 from jobs.records import Usage
 from workflows.events import Event, StepEnded, StepStarted
 
+ON_WORKERS = ("gradients", "score", "weigh", "evolve", "prune", "evaluate")
+
 
 def held(job: Job, step: str, stage: int) -> tuple[float, float]:
     """CPUs and GPUs that a step reserves; the driver's own CPU is counted where a step reserves nothing.
@@ -19,7 +21,7 @@ def held(job: Job, step: str, stage: int) -> tuple[float, float]:
     """
     gpus = 1.0 if job.device == "cuda" else 0.0
     tune = job.stages[stage - 1].tune if stage else None
-    if step in ("prune", "evaluate"):
+    if step in ON_WORKERS:
         return job.cluster.workers * job.threads, job.cluster.workers * job.cluster.gpus_per_worker
     if step == "tune" and tune is not None:
         return tune.ranks * job.threads, tune.ranks * gpus
@@ -31,7 +33,7 @@ def held(job: Job, step: str, stage: int) -> tuple[float, float]:
 def most_held(job: Job) -> tuple[int, int]:
     """CPUs and GPUs that a run holds at most at once, in whole ones."""
     stages = range(1, len(job.stages) + 1)
-    steps = [held(job, step, stage) for step in ("prune", "evaluate", "tune") for stage in stages]
+    steps = [held(job, step, stage) for step in ("prune", "tune") for stage in stages]
     steps.append(held(job, "measure", 0))
     return math.ceil(max(one[0] for one in steps)), math.ceil(max(one[1] for one in steps))
 

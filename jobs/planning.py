@@ -46,20 +46,22 @@ def sentences(job: Job) -> Iterator[str]:
         tune = stage.tune
         repair = f"then {tune.steps} tuning steps on {tune.ranks} ranks (ZeRO-{tune.zero})" if tune else "untuned"
         recovery = f"{recipe.recovery.steps} steps of recovery per block, " if recipe.recovery else ""
+        allocation = "" if recipe.allocation.policy == "uniform" else f"shares by {recipe.allocation.policy}, "
         how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
         yield (
             f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
-            f"{recovery}{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
+            f"{allocation}{recovery}{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
             f"worst slice at most +{recipe.gates.worst_slice_increase:.0%}."
         )
-    memory = worker_memory(source.config, recipe, cluster.workers)
+    memory = worker_memory(source.config, recipe, cluster)
     yield (
         f"Machines: {cluster.workers} workers, each {recipe.threads} CPU threads and {cluster.gpus_per_worker:g} GPUs, "
         f"on {'an embedded Ray' if cluster.address == 'embedded' else cluster.address}."
     )
+    kept = f", kept for gradients {memory.boundaries / GIB:.2f}" if memory.boundaries else ""
     yield (
         f"Memory of a worker: {memory.peak / GIB:.2f} GiB at most (two blocks {2 * memory.block / GIB:.2f}, "
-        f"activations {memory.activations / GIB:.2f}, statistics {memory.grams / GIB:.2f})."
+        f"activations {memory.activations / GIB:.2f}, statistics {memory.grams / GIB:.2f}{kept})."
     )
     usage = expected.usage
     yield (

@@ -62,6 +62,7 @@ class PruneStage(Calibrated):
         config: the model's config after the stage; differs from `before.config` for structured patterns.
         pattern, sparsity, solver: what is done to each linear.
         recovery: what is done to each block then.
+        shares: share of each linear that goes, by name, one dict per block; empty when it is `sparsity` everywhere.
         key_prefix: where finished blocks are written.
     """
 
@@ -71,6 +72,7 @@ class PruneStage(Calibrated):
     sparsity: float
     solver: Solver
     recovery: Recovery | None
+    shares: tuple[Mapping[str, float], ...]
     key_prefix: str
 
     @property
@@ -148,7 +150,7 @@ class PruneStage(Calibrated):
             return kept.cpu(), repaired.to(stored.dtype).cpu()
         hessian = shared[-1] if self.solver.refit else None
         solved = SOLVERS[self.solver.name].solve(
-            weight, shared if hessian is None else shared[:-1], self.pattern, self.sparsity
+            weight, shared if hessian is None else shared[:-1], self.pattern, self._share(block, unit.linear)
         )
         if hessian is not None:
             solved = refit(weight, solved, hessian, self.solver.refit)
@@ -195,12 +197,16 @@ class PruneStage(Calibrated):
         if refined is not None:
             changed |= {name: torch.from_numpy(one).to(changed[name].dtype) for name, one in refined.items()}
         if self.pattern != "ffn":
-            for weight in changed.values():
-                patterns.verify(weight, self.pattern, self.sparsity)
+            for name, weight in changed.items():
+                patterns.verify(weight, self.pattern, self._share(block, name.removesuffix(".weight")))
         rest = Checkpoint(self.before).read_block(block, lambda name: name not in changed)
         return open_store(self.before.store).put(
             f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, dict(rest) | changed)
         )
+
+    def _share(self, block: int, linear: str) -> float:
+        """Share of a linear's weights that goes."""
+        return self.shares[block][linear] if self.shares else self.sparsity
 
     def _changed(self, block: int, results: Sequence[Any]) -> dict[str, torch.Tensor]:
         """The tensors of a block that its units' results change, by name, in the stored type."""

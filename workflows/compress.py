@@ -19,6 +19,7 @@ from cluster.paths import cache_directory
 from cluster.session import session
 from cluster.storage import Store, Stored, open_store
 from workflows import stages
+from workflows.allocating import Allocating, Shares
 from workflows.data.sources import fingerprint
 from workflows.data.windows import build_all, check_known, to_parquet
 from workflows.evaluation.gates import judge
@@ -176,7 +177,8 @@ class Run:
     ) -> tuple[ModelState, StageHistory]:
         """One turn of the loop: prune, tune, gate; a failed gate may tune once more."""
         stage = self.recipe.stages[number - 1]
-        state = self.prune(number, before, windows, stage)
+        shares = self.shares(number, before, windows, stage)
+        state = self.prune(number, before, windows, stage, shares)
         pruned = final = self.quality(state, windows, number)
         verdict = judge(dense_quality, final, self.recipe.gates, self.recipe.seed)
         tuned, retried = None, False
@@ -233,7 +235,19 @@ class Run:
 
         return self.journal.step("evaluate", inputs, Quality, judge_it, number)
 
-    def prune(self, number: int, before: ModelState, windows: Stored, stage: Stage) -> ModelState:
+    def shares(self, number: int, before: ModelState, windows: Stored, stage: Stage) -> Shares:
+        """Score and allocate; no steps at all where every linear gives the same."""
+        how = {
+            "model": identity(before),
+            "windows": windows.sha256,
+            "shards": self.recipe.data.shards,
+            "dtype": self.recipe.dtype,
+            **self.how(),
+        }
+        allocating = Allocating(self.recipe, self.settings.cluster, self.journal, self.connect, self.stop)
+        return allocating.shares(number, before, windows, stage.sparsity, how)
+
+    def prune(self, number: int, before: ModelState, windows: Stored, stage: Stage, shares: Shares) -> ModelState:
         """The layer-wise engine over all blocks."""
         recipe = self.recipe
         config = stages.config_after(self.dense.config, recipe, stage.sparsity)
@@ -245,6 +259,7 @@ class Run:
             "sparsity": stage.sparsity,
             "solver": recipe.solver,
             "recovery": {"toward": identity(self.dense), "how": recipe.recovery} if recipe.recovery else None,
+            "shares": shares,
             "dtype": recipe.dtype,
             **self.how(),
         }
@@ -252,8 +267,9 @@ class Run:
         def prune_it(work: Work) -> ModelState:
             self.connect()
             return stages.prune(
-                work, before, self.dense, config, windows, recipe, stage.sparsity, self.settings.cluster, self.stop
-            )
+                work, before, self.dense, config, windows, recipe, stage.sparsity, shares, self.settings.cluster,
+                self.stop,
+            )  # fmt: skip
 
         return self.journal.step("prune", inputs, ModelState, prune_it, number)
 

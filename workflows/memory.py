@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.spec import ClusterSpec
 from workflows.models.decoder import empty_model
 from workflows.pruning.solvers import statistic_for
 from workflows.recipe import Recipe
 
+GIB = 1 << 30
 FFN_OUTPUT = "mlp.down_proj"
 
 
@@ -20,43 +22,49 @@ class WorkerMemory:
 
     Attributes:
         block: one block's weights in the type it is run in.
-        activations: hidden states of the worker's shards, and the dense model's beside them for block recovery.
+        activations: hidden states of the worker's shards; twice where block recovery keeps the dense model's beside
+            them, or scoring what the block at hand made of them.
         grams: statistics of one block, one per distinct input.
         gradients: of one block's weights, for block recovery; when they are made, the statistics are gone.
+        boundaries: what enters each block, kept for the way back of a gradient pass; more than that is spilled.
     """
 
     block: int
     activations: int
     grams: int
     gradients: int
+    boundaries: int
 
     @property
     def peak(self) -> int:
-        """A block, the next one on its way in, the activations, and the statistics or the gradients."""
-        return 2 * self.block + self.activations + max(self.grams, self.gradients)
+        """A block, the next one on its way in, the activations, and what the hungriest step holds besides."""
+        return 2 * self.block + self.activations + max(self.grams, self.gradients, self.boundaries)
 
 
-def worker_memory(config: dict[str, Any], recipe: Recipe, workers: int) -> WorkerMemory:
+def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) -> WorkerMemory:
     """Peak memory of a worker, from the config alone.
 
     Args:
         config: the dense model's config.json.
         recipe: gives type, calibration size, pattern and solver.
-        workers: how many share the calibration shards.
+        cluster: how many workers share the calibration shards, and how much of a gradient pass each keeps.
     """
     item = torch.finfo(getattr(torch, recipe.dtype)).bits // 8
     with torch.device("meta"):
         block = empty_model(config, torch.bfloat16).model.layers[0]
     calibration = recipe.data.calibration
-    largest_share = math.ceil(recipe.data.shards / workers) / recipe.data.shards
+    largest_share = math.ceil(recipe.data.shards / cluster.workers) / recipe.data.shards
     windows = math.ceil(calibration.windows * largest_share)
     parameters = sum(parameter.numel() for parameter in block.parameters())
-    streams = 2 if recipe.recovery else 1
+    hidden = item * windows * calibration.length * int(config["hidden_size"])
+    scored = recipe.allocation.policy != "uniform" or recipe.score
+    kept = recipe.allocation.needs_gradients or recipe.score
     return WorkerMemory(
         block=item * parameters,
-        activations=streams * item * windows * calibration.length * int(config["hidden_size"]),
+        activations=(2 if recipe.recovery or scored else 1) * hidden,
         grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe)),
         gradients=4 * parameters if recipe.recovery else 0,
+        boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"])) if kept else 0,
     )
 
 

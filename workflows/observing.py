@@ -25,7 +25,7 @@ def inputs_of(
     groups: Sequence[str],
     *,
     only_diagonal: bool,
-    move_on: bool = False,
+    moving: bool = False,
 ) -> Iterator[np.ndarray]:
     """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), shard by shard and group by group.
 
@@ -36,7 +36,7 @@ def inputs_of(
         shards: hidden states that enter the block, [1, length, width] per window.
         groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
         only_diagonal: whether diagonals are enough.
-        move_on: replace each window's hidden states by what the block makes of them; else the pass through the block
+        moving: replace each window's hidden states by what the block makes of them; else the pass through the block
             ends with the last input that is looked at.
     """
     linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
@@ -51,7 +51,7 @@ def inputs_of(
         else:
             add_inputs(sums[name], inputs)
         left.discard(name)
-        if not left and not move_on:
+        if not left and not moving:
             raise AllSeen
 
     hooks = [
@@ -66,7 +66,7 @@ def inputs_of(
                 left = set(groups)
                 with suppress(AllSeen):
                     output = decoder.run(block, module, hidden)
-                    if move_on:
+                    if moving:
                         windows[number] = output
             for name in groups:
                 yield sums[name].cpu().numpy()

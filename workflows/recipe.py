@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cluster.strict import Strict
 
@@ -145,6 +145,39 @@ class Recovery(Strict):
     )
 
 
+class Allocation(Strict):
+    """How much each linear gives, so that together they give what a stage removes."""
+
+    policy: Literal["uniform", "owl", "composite", "measured", "evolve"] = Field(
+        "uniform",
+        description="uniform (all the same), owl (blocks whose inputs have outliers give less), composite (one "
+        "threshold on the loss that each weight is worth), measured (each linear is pruned at several levels, the "
+        "cheapest mix is taken) or evolve (that mix, improved by a search on the model's predictions).",
+    )
+    width: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.2, description="By how much a linear's share may be above or below the stage's sparsity."
+    )
+    windows: Positive = Field(
+        8, description="Calibration windows on which predictions are held against the dense model's (measured, evolve)."
+    )
+    generations: Positive = Field(16, description="Rounds of the search (evolve).")
+    children: Positive = Field(8, description="Mixes that are tried in a round (evolve).")
+
+    @property
+    def tries_levels(self) -> bool:
+        """Whether every linear is pruned at several levels first."""
+        return self.policy in ("measured", "evolve")
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it rests on what the rest of the model makes of each linear's outputs."""
+        return self.policy in ("composite", "measured", "evolve")
+
+
+def _spelled_out(value: object) -> object:
+    return {"policy": value} if isinstance(value, str) else value
+
+
 class Tune(Strict):
     """Repair of the surviving weights with DeepSpeed."""
 
@@ -187,7 +220,12 @@ class Recipe(Strict):
     target: Target = Field(description="Pattern and share that the last stage reaches.")
     solver: Solver = Field(Solver(), description="How weights are chosen and repaired.")
     recovery: Recovery | None = Field(None, description="Repair of each block toward the dense one; none if not given.")
-    allocation: Literal["uniform"] = Field("uniform", description="How much each linear gives.")
+    allocation: Annotated[Allocation, BeforeValidator(_spelled_out)] = Field(
+        Allocation(), description="How much each linear gives: a policy's name, or a policy with its fields."
+    )
+    score: bool = Field(
+        False, description="Keep a table of what every linear is worth even where the allocation needs none."
+    )
     propagate: Literal["pruned"] = Field("pruned", description="Later blocks see the inputs of the pruned ones.")
     stages: tuple[Stage, ...] = Field((), description="Steps toward the target; one untuned step if not given.")
     gates: Gates = Field(Gates(), description="What every stage must meet.")
@@ -217,6 +255,20 @@ class Recipe(Strict):
     def _format_fits_pattern(self) -> Self:
         if self.format == "compact" and self.target.pattern == "ffn":
             raise ValueError("format: compact packs zeros, but pattern ffn leaves none; use huggingface")
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_fits(self) -> Self:
+        policy = self.allocation.policy
+        if policy != "uniform" and self.target.pattern != "unstructured":
+            raise ValueError(
+                f"allocation: {policy} needs pattern unstructured; {self.target.pattern} takes the same share of all"
+            )
+        if self.allocation.tries_levels and self.allocation.windows > self.data.calibration.windows:
+            raise ValueError(
+                f"allocation.windows is {self.allocation.windows}, but data.calibration.windows only "
+                f"{self.data.calibration.windows}; they are taken from these"
+            )
         return self
 
     @property

@@ -118,17 +118,17 @@ def rows_of_head(linear: str, config: Mapping[str, Any]) -> int | None:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def table(scores: Iterable[LinearScore], tokens: int, predicted: int, loss: float) -> pa.Table:
+def table(rows: Iterable[Mapping[str, Any]], tokens: int, predicted: int, loss: float) -> pa.Table:
     """All lines, in the order given, with what they rest on as metadata.
 
     Args:
-        scores: of every linear.
+        rows: of every linear.
         tokens: calibration tokens.
         predicted: how many of them had a loss.
         loss: summed over them, in nats.
     """
     about = {"tokens": str(tokens), "predicted": str(predicted), "loss": repr(loss), "unit": "nats over all tokens"}
-    return pa.Table.from_pylist([row for one in scores for row in one.rows], SCHEMA.with_metadata(about))
+    return pa.Table.from_pylist(list(rows), SCHEMA.with_metadata(about))
 
 
 def write_table(store: Store, root: str, stage: int, scores: pa.Table) -> Stored:

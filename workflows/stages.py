@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -64,6 +64,7 @@ def prune(
     windows: Stored,
     recipe: Recipe,
     sparsity: float,
+    shares: tuple[Mapping[str, float], ...],
     cluster: ClusterSpec,
     stop: Stop,
 ) -> ModelState:
@@ -78,6 +79,7 @@ def prune(
         sparsity=sparsity,
         solver=recipe.solver,
         recovery=recipe.recovery,
+        shares=shares,
         dtype=recipe.dtype,
         device=recipe.device,
         threads=recipe.threads,

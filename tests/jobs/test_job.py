@@ -52,6 +52,19 @@ def test_everything_but_four_fields_has_a_default():
     assert job.publish.version == "auto"
 
 
+def test_an_allocation_is_a_policy_or_a_policy_with_its_fields():
+    unstructured = {"target": {"pattern": "unstructured", "sparsity": 0.5}}
+    short, long = parse(allocation="owl", **unstructured), parse(allocation={"policy": "owl"}, **unstructured)
+    assert short.recipe.allocation == long.recipe.allocation
+    assert short.recipe.allocation.width == 0.2
+    refused("allocation: owl needs pattern unstructured; 2:4 takes the same share of all", allocation="owl")
+    refused("policy", allocation="best", **unstructured)
+    refused(
+        "allocation.windows is 200, but data.calibration.windows only 128",
+        allocation={"policy": "measured", "windows": 200}, **unstructured,
+    )  # fmt: skip
+
+
 def test_the_same_job_is_the_same_run_wherever_it_runs():
     assert parse().run == parse(cluster={"workers": 8}).run
     assert parse().run != parse(seed=1).run

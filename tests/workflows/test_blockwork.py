@@ -48,6 +48,7 @@ def make_stage(
         dtype="float32",
         device="cpu",
         threads=1,
+        shares=(),
         key_prefix="runs/test/blocks",
     )
 

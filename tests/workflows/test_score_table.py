@@ -56,7 +56,9 @@ def scored(tmp_path_factory):
 
 def test_the_table_of_a_stage(scored):
     work, importance, grams, scores = scored
-    made = table(scores.values(), importance.tokens, WINDOWS * (LENGTH - 1), importance.loss)
+    made = table(
+        [row for one in scores.values() for row in one.rows], importance.tokens, WINDOWS * (LENGTH - 1), importance.loss
+    )
     store = open_store(work.before.store)
     stored = write_table(store, "runs/one", 1, made)
     assert stored.key == "runs/one/scores/1.parquet"

@@ -82,6 +82,7 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
         dtype="float32",
         device="cpu",
         threads=1,
+        shares=(),
         key_prefix="blocks",
     )
     with session(ClusterSpec(), cpus=2):
@@ -89,7 +90,7 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
     assert len(blocks) == LAYERS
     peaks = [int(file.read_text()) for file in (tmp_path / "store").glob("peak-*")]
     assert len(peaks) == 2
-    memory = worker_memory(config, recipe, workers=2)
+    memory = worker_memory(config, recipe, ClusterSpec(workers=2))
     model = LAYERS * memory.block
     print(
         f"{pattern}: peaks {[p // MIB for p in peaks]} MiB, bound {memory.peak // MIB} MiB (block {memory.block / MIB:.1f}, "

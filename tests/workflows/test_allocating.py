@@ -1,0 +1,180 @@
+"""Scoring and allocation as a run takes them, on a real Ray: the target is met, nothing is done twice, same bits always."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from models_for_tests import write_trained_model
+
+from cluster.errors import Cancelled
+from cluster.session import session
+from cluster.spec import ClusterSpec
+from cluster.storage import open_store
+from workflows.allocating import Allocating, Mix, Scores, Shares, Weights
+from workflows.data.windows import Windows, to_parquet
+from workflows.events import Advanced, StepEnded
+from workflows.models.checkpoint import Checkpoint
+from workflows.models.state import ModelState
+from workflows.recipe import Recipe
+from workflows.stages import prune
+from workflows.steps import Journal
+
+LENGTH, WINDOWS, TARGET = 32, 8, 0.6
+MEASURED = {"policy": "measured", "windows": 3, "width": 0.3}
+SEARCH = {"policy": "evolve", "generations": 3, "children": 3, "windows": 3, "width": 0.3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def embedded_ray():
+    with session(ClusterSpec(), cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("allocating")
+    directory = write_trained_model(path / "model", layers=3)
+    return ModelState(
+        source=str(directory),
+        source_digest="0" * 64,
+        config=json.loads((directory / "config.json").read_text()),
+        store=str(path / "store"),
+    )
+
+
+@pytest.fixture(scope="module")
+def windows(model):
+    tokens = np.random.default_rng(0).integers(4, model.config["vocab_size"], (WINDOWS, LENGTH)).astype(np.int32)
+    content = to_parquet({"calibration": Windows(tokens=tokens, slices=["all"] * WINDOWS)})
+    return open_store(model.store).put("windows", content)
+
+
+def recipe_for(model: ModelState, allocation) -> Recipe:
+    calibration = {"source": "builtin:python-docs", "windows": WINDOWS, "length": LENGTH, "part": [0, 0.2]}
+    return Recipe.model_validate(
+        {
+            "model": model.source,
+            "data": {"calibration": calibration, "shards": 3},
+            "target": {"pattern": "unstructured", "sparsity": TARGET},
+            "allocation": allocation,
+        }
+    )
+
+
+def allot(
+    model, windows, allocation, run: str, workers=2, before=None, listener=None, stop=lambda: False, target=TARGET
+) -> Shares:
+    journal = Journal(open_store(model.store), run, listener or (lambda event: None))
+    spec = ClusterSpec(workers=workers, wait_seconds=60)
+    steps = Allocating(recipe_for(model, allocation), spec, journal, lambda: None, stop)
+    return steps.shares(1, before or model, windows, target, {"windows": windows.sha256})
+
+
+def results(model: ModelState, run: str, step: str) -> list[dict]:
+    store = open_store(model.store)
+    records = [store.get_json(key) for key in store.keys(f"runs/{run}/steps/")]
+    return [record["result"] for record in records if record["step"] == step]
+
+
+def removed(model: ModelState, shares: Shares) -> float:
+    sizes = {name: np.prod(shape) for name, shape in Checkpoint(model).shapes().items()}
+    taken = {
+        f"model.layers.{block}.{name}.weight": share for block, own in enumerate(shares) for name, share in own.items()
+    }
+    return sum(sizes[name] * share for name, share in taken.items()) / sum(sizes[name] for name in taken)
+
+
+@pytest.fixture(scope="module")
+def allotted(model, windows):
+    """The shares of every policy, in one run, in which what they have in common is done once."""
+    return {
+        name: allot(model, windows, policy, "run")
+        for name, policy in {"owl": "owl", "composite": "composite", "measured": MEASURED, "evolve": SEARCH}.items()
+    }
+
+
+@pytest.mark.parametrize("policy", ["owl", "composite", "measured", "evolve"])
+def test_every_policy_meets_the_target_with_shares_that_differ(model, allotted, policy):
+    found = [share for block in allotted[policy] for share in block.values()]
+    assert len(found) == 3 * 7
+    assert removed(model, allotted[policy]) == pytest.approx(TARGET, abs=1e-9)
+    assert max(found) - min(found) > 0.02
+
+
+def test_policies_share_what_they_have_in_common(model, allotted):
+    done = [len(results(model, "run", step)) for step in ("gradients", "score", "weigh", "evolve", "allocate")]
+    assert done == [1, 3, 1, 1, 4]  # inputs alone; without levels; with levels
+
+
+def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_keeps_them(model, windows, allotted):
+    recipe, journal = recipe_for(model, "composite"), Journal(open_store(model.store), "run", lambda event: None)
+    shares, spec = allotted["composite"], ClusterSpec(wait_seconds=60)
+
+    def work(work):
+        return prune(
+            work, model, model, model.config, windows, recipe, TARGET, shares, spec, lambda: False
+        )  # fmt: skip
+
+    state = journal.step("prune", {}, ModelState, work)
+    checkpoint, zeros, weights = Checkpoint(state), 0, 0
+    for block, own in enumerate(shares):
+        tensors = dict(checkpoint.read_block(block))
+        for name, share in own.items():
+            weight = tensors[f"{name}.weight"]
+            gone = weight.numel() - int(weight.count_nonzero())
+            assert gone / weight.numel() == pytest.approx(share, abs=2e-3)
+            zeros, weights = zeros + gone, weights + weight.numel()
+    assert zeros / weights == pytest.approx(TARGET, abs=1e-3)
+    later = allot(model, windows, "owl", "second", before=state, target=0.7)
+    assert removed(model, later) == pytest.approx(0.7, abs=1e-9)
+    for first, second in zip(shares, later, strict=True):
+        assert all(second[name] >= share - 2e-3 for name, share in first.items())
+
+
+def test_a_search_is_never_worse_than_the_mix_it_began_with(model, allotted):
+    store = open_store(model.store)
+    kept = [key for key in sorted(store.keys("runs/run/scores/")) if key.endswith(".mix.json")]
+    judged = [Mix.model_validate(store.get_json(key)).divergence for key in kept]
+    assert len(judged) == 1 + SEARCH["generations"]
+    assert judged == sorted(judged, reverse=True)
+    assert [one["divergence"] for one in results(model, "run", "evolve")] == judged[-1:]
+    assert min(Weights.model_validate(results(model, "run", "weigh")[0]).alone) > 0
+
+
+def test_the_table_of_a_stage_can_be_queried(model, allotted):
+    found = Scores.model_validate(results(model, "run", "score")[-1])
+    tables = [one["table"]["key"] for one in results(model, "run", "score") if one["table"]]
+    assert set(tables) == {"runs/run/scores/1.parquet"}
+    read = pq.read_table(io.BytesIO(open_store(model.store).get(tables[0])))
+    assert sum(part is None for part in read["part"].to_pylist()) == 3 * 7 == len(found.blocks) * 7
+    tokens, predicted = (int(read.schema.metadata[name]) for name in (b"tokens", b"predicted"))
+    assert (tokens, predicted) == (WINDOWS * LENGTH, WINDOWS * (LENGTH - 1))
+
+
+def test_one_worker_gives_the_shares_of_two(model, windows, allotted):
+    assert allot(model, windows, SEARCH, "one", workers=1) == allotted["evolve"]
+
+
+def test_a_run_that_is_stopped_in_every_step_goes_on_and_ends_the_same(model, windows, allotted):
+    did, seen = set(), []
+
+    def stop():
+        """Once in each step, after it got somewhere."""
+        last = seen[-1]
+        if isinstance(last, Advanced) and last.name not in did and 0 < last.done < last.total:
+            did.add(last.name)
+            return True
+        return False
+
+    for _ in range(5):
+        try:
+            assert allot(model, windows, SEARCH, "stopped", listener=seen.append, stop=stop) == allotted["evolve"]
+            break
+        except Cancelled:
+            pass
+    assert {"gradients", "score", "evolve"} <= did
+    seen.clear()
+    assert allot(model, windows, SEARCH, "stopped", listener=seen.append) == allotted["evolve"]
+    assert all(isinstance(event, StepEnded) and event.resumed for event in seen)

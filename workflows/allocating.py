@@ -1,0 +1,286 @@
+"""From a model to the share that each of its linears gives: the steps of scoring and allocation in a run.
+
+    gradients   Γ of every linear, one backward pass                       composite, measured, evolve
+    score       inputs of every linear; what it is worth, what it costs    all but uniform
+    weigh       each block pruned alone, judged by the model's predictions measured, evolve
+    evolve      mixes of levels, judged by the model's predictions         evolve
+    allocate    the shares; pure
+
+Everything is recorded in the run's journal, so a run that was cut off goes on where it was.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from cluster.layerwise import run_blocks
+from cluster.spec import ClusterSpec
+from cluster.storage import MissingKey, Store, Stored
+from workflows.allocation.evolution import offspring, survivor
+from workflows.divergence import Candidate, Divergence, divergences
+from workflows.importance import measure_importance, put_gammas
+from workflows.models.state import ModelState
+from workflows.recipe import Recipe, Solver
+from workflows.score_table import table, write_table
+from workflows.scored import BlockScores, ScoreStage
+from workflows.steps import Journal, Work
+from workflows.units import MIDDLE, Units, levels_for
+
+JUDGED_EVERY = 8  # tokens; with a large vocabulary the head costs more than the blocks
+
+Shares = tuple[dict[str, float], ...]
+
+
+class Gradients(BaseModel):
+    """Γ of every linear, `tokens` that it is a mean over, and the loss summed over them in nats."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stored: Stored
+    tokens: int
+    loss: float
+
+
+class Scores(BaseModel):
+    """An object of `BlockScores` per block, and the saliency table where there were gradients."""
+
+    model_config = ConfigDict(frozen=True)
+
+    blocks: tuple[Stored, ...]
+    table: Stored | None
+
+
+class Weights(BaseModel):
+    """Divergence in nats per token of the model with one block alone at the middle level, block by block."""
+
+    model_config = ConfigDict(frozen=True)
+
+    alone: tuple[float, ...]
+
+
+class Mix(BaseModel):
+    """A level for every unit (linears in order, block by block), and its divergence in nats per token."""
+
+    model_config = ConfigDict(frozen=True)
+
+    levels: tuple[int, ...]
+    divergence: float
+
+
+class Allotted(BaseModel):
+    """The share of each linear that goes, by name, one dict per block."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shares: Shares
+
+
+@dataclass
+class Allocating:
+    """Carries the steps out for one run; see `compress.Run`."""
+
+    recipe: Recipe
+    cluster: ClusterSpec
+    journal: Journal
+    connect: Callable[[], None]
+    stop: Callable[[], bool]
+
+    def shares(self, number: int, before: ModelState, windows: Stored, sparsity: float, how: dict[str, Any]) -> Shares:
+        """What every linear gives in a stage; empty when all give `sparsity`.
+
+        Args:
+            number: of the stage.
+            before: the model that the stage begins with.
+            windows: token windows of all roles.
+            sparsity: what they give together.
+            how: everything besides that changes bits: digests of model and windows, device, threads.
+        """
+        asked = self.recipe.allocation
+        if asked.policy == "uniform" and not self.recipe.score:
+            return ()
+        wants_gradients = asked.needs_gradients or self.recipe.score
+        gradients = self._gradients(number, before, windows, how) if wants_gradients else None
+        scores = self._score(number, before, windows, gradients, levels_for(asked, sparsity), how)
+        if asked.policy == "uniform":
+            return ()
+        weights, mix, known = None, None, how | {"scores": scores.blocks, "sparsity": sparsity}
+        if asked.tries_levels:
+            weights = self._weigh(number, before, windows, scores, sparsity, known | {"judged": asked.windows})
+        if asked.policy == "evolve":
+            assert weights is not None
+            mix = self._evolve(number, before, windows, scores, weights, sparsity, known | {"allocation": asked})
+
+        def allocate(work: Work) -> Allotted:
+            units = Units(_scores(work.store, scores), asked, sparsity)
+            shares = units.shares(weights.alone if weights else (), mix.levels if mix else ())
+            return Allotted(shares=tuple(shares))
+
+        inputs = known | {"allocation": asked, "weights": weights, "mix": mix}
+        return self.journal.step("allocate", inputs, Allotted, allocate, number).shares
+
+    def _gradients(self, number: int, before: ModelState, windows: Stored, how: dict[str, Any]) -> Gradients:
+        """Γ of every linear."""
+
+        def measure(work: Work) -> Gradients:
+            self.connect()
+            found = measure_importance(before, windows, self.recipe, self.cluster, work.advanced, self.stop)
+            stored = put_gammas(work.store, f"{work.prefix('scores')}.gammas.safetensors", found)
+            return Gradients(stored=stored, tokens=found.tokens, loss=found.loss)
+
+        return self.journal.step("gradients", how, Gradients, measure, number)
+
+    def _score(
+        self,
+        number: int,
+        before: ModelState,
+        windows: Stored,
+        gradients: Gradients | None,
+        levels: tuple[float, ...],
+        how: dict[str, Any],
+    ) -> Scores:
+        """What every linear is worth; at every level, where there are some, what it costs."""
+        solver = _trial_solver(self.recipe.solver)
+        inputs = how | {"gradients": gradients, "levels": levels, "solver": solver}
+
+        def score(work: Work) -> Scores:
+            self.connect()
+            stage = ScoreStage(
+                before=before,
+                windows_key=windows.key,
+                shard_count=self.recipe.data.shards,
+                dtype=self.recipe.dtype,
+                device=self.recipe.device,
+                threads=self.recipe.threads,
+                gammas=gradients.stored if gradients else None,
+                levels=levels,
+                solver=solver,
+                key_prefix=work.prefix("scores"),
+            )
+
+            def on_block(block: int, stored: Stored) -> None:
+                work.record_block(block, stored)
+                work.advanced(block + 1, before.block_count)
+
+            finished = work.finished_blocks()
+            blocks = run_blocks(stage, self.cluster, self.recipe.threads, finished, on_block, self.stop)
+            found = Scores(blocks=tuple(blocks), table=None)
+            if gradients is None:
+                return found
+            rows = [row for block in _scores(work.store, found) for row in block.rows]
+            predicted = gradients.tokens - gradients.tokens // self.recipe.data.calibration.length
+            lines = table(rows, gradients.tokens, predicted, gradients.loss)
+            return found.model_copy(update={"table": write_table(work.store, self.journal.root, number, lines)})
+
+        return self.journal.step("score", inputs, Scores, score, number)
+
+    def _weigh(
+        self,
+        number: int,
+        before: ModelState,
+        windows: Stored,
+        scores: Scores,
+        sparsity: float,
+        inputs: dict[str, Any],
+    ) -> Weights:
+        """What pruning each block alone does to the model's predictions."""
+
+        def weigh(work: Work) -> Weights:
+            self.connect()
+            units, judge = self._judge(work, before, windows, scores, sparsity)
+            candidates = [
+                tuple(
+                    {name: MIDDLE for name in block.linears} if own == alone else {}
+                    for own, block in enumerate(units.blocks)
+                )
+                for alone in range(len(units.blocks))
+            ]
+            return Weights(alone=tuple(judge(candidates, work.advanced).tolist()))
+
+        return self.journal.step("weigh", inputs, Weights, weigh, number)
+
+    def _evolve(
+        self,
+        number: int,
+        before: ModelState,
+        windows: Stored,
+        scores: Scores,
+        weights: Weights,
+        sparsity: float,
+        inputs: dict[str, Any],
+    ) -> Mix:
+        """The best mix of levels that a small evolutionary search finds, from the measured one on."""
+        asked = self.recipe.allocation
+
+        def evolve(work: Work) -> Mix:
+            self.connect()
+            units, judge = self._judge(work, before, windows, scores, sparsity)
+
+            def judged(mixes: np.ndarray) -> np.ndarray:
+                return judge([tuple(units.by_block(mix)) for mix in mixes.tolist()], lambda done, total: None)
+
+            def start() -> Mix:
+                mix = units.cheapest(weights.alone)
+                return Mix(levels=tuple(mix.tolist()), divergence=float(judged(mix[None])[0]))
+
+            def generation(round_: int, parent: Mix) -> Mix:
+                chance = np.random.default_rng([self.recipe.seed, number, round_])
+                own = np.array(parent.levels)
+                children = offspring(own, units.levels, units.sizes, sparsity, asked.children, chance)
+                mixes = np.concatenate([own[None], children])
+                fitness = np.concatenate([[parent.divergence], judged(children)])
+                return Mix(levels=tuple(survivor(fitness, mixes).tolist()), divergence=float(np.nanmin(fitness)))
+
+            mix = _kept(work, 0, start)
+            for round_ in range(1, asked.generations + 1):
+                mix = _kept(work, round_, lambda round_=round_, mix=mix: generation(round_, mix))  # type: ignore[misc]
+                work.advanced(round_, asked.generations, divergence=mix.divergence)
+            return mix
+
+        return self.journal.step("evolve", inputs | {"weights": weights}, Mix, evolve, number)
+
+    def _judge(
+        self, work: Work, before: ModelState, windows: Stored, scores: Scores, sparsity: float
+    ) -> tuple[Units, Callable[[Sequence[Candidate], Callable[[int, int], None]], np.ndarray]]:
+        """The units, and a function from candidates to their divergences in nats per token."""
+        blocks = _scores(work.store, scores)
+        levels = tuple(one.levels for one in blocks if one.levels is not None)
+        assert len(levels) == len(blocks)
+        judge = Divergence(
+            before=before,
+            windows_key=windows.key,
+            shard_count=self.recipe.data.shards,
+            dtype=self.recipe.dtype,
+            device=self.recipe.device,
+            threads=self.recipe.threads,
+            levels=levels,
+            stride=JUDGED_EVERY,
+        )
+
+        def judged(candidates: Sequence[Candidate], on_done: Callable[[int, int], None]) -> np.ndarray:
+            return divergences(judge, candidates, self.cluster, self.recipe.allocation.windows, self.stop, on_done)
+
+        return Units(blocks, self.recipe.allocation, sparsity), judged
+
+
+def _trial_solver(solver: Solver) -> Solver:
+    """What prunes linears on trial: the recipe's solver, but not several times slower than another that ranks alike."""
+    name = "sparsegpt" if solver.name == "admm" else solver.name
+    return Solver(name=name, damping=solver.damping, rows=solver.rows)
+
+
+def _scores(store: Store, scores: Scores) -> list[BlockScores]:
+    return [BlockScores.model_validate_json(store.get(one.key)) for one in scores.blocks]
+
+
+def _kept(work: Work, number: int, make: Callable[[], Mix]) -> Mix:
+    """A generation of an earlier attempt at this step, else a new one, which is kept."""
+    key = f"{work.prefix('scores')}/{number:05d}.mix.json"
+    try:
+        return Mix.model_validate(work.store.get_json(key))
+    except MissingKey:
+        made = make()
+        work.store.put_json(key, made.model_dump())
+        return made

@@ -1,0 +1,1 @@
+"""Allocation of sparsity: which share of each linear goes. Plain numpy."""

@@ -1,0 +1,178 @@
+"""Judges candidates, each a choice of a level for every linear, by how far their predictions are from the model's own.
+
+The model is streamed block by block, with all candidates at once: a block, and the levels that candidates take of it,
+are read once. Candidates share their hidden states for as long as they are equal, among themselves and with the model
+itself; so one that differs in the last block alone costs no more than that block.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import InputError
+from cluster.remote import call_each
+from cluster.spec import ClusterSpec
+from cluster.storage import Stored, open_store
+from workflows.calibrated import Calibrated
+from workflows.level_files import LevelFile
+from workflows.scoring.kl import divergence
+
+# Per block: linear → level. A linear that is missing stays as it is in the model.
+Candidate = tuple[Mapping[str, int], ...]
+
+
+@dataclass
+class Track:
+    """Hidden states that some candidates share, for they were equal so far.
+
+    Attributes:
+        followers: numbers of the candidates.
+        states: one [1, length, width] per window.
+    """
+
+    followers: list[int]
+    states: list[Tensor]
+
+
+@dataclass
+class Divergence(Calibrated):
+    """Judges candidates for a model; see `Calibrated`, of which `before` is the model and the measure.
+
+    In memory are a block, those levels of its linears that candidates take, and hidden states [windows, length, width]
+    per track; there are at most as many tracks as candidates, and one more.
+
+    Attributes:
+        levels: a level file per block, in the model's store.
+        stride: every how-many-th position of a window is judged: stride − 1, 2 · stride − 1 and so on. With a large
+            vocabulary the head costs more than the blocks.
+    """
+
+    levels: tuple[Stored, ...]
+    stride: int
+
+    @property
+    def positions(self) -> range:
+        """Which tokens of each window are judged; the last one may be, for nothing needs to follow it.
+
+        Raises:
+            InputError: the stride leaves none.
+        """
+        length = self._tokens.shape[1]
+        if not 1 <= self.stride <= length:
+            raise InputError(f"stride {self.stride} judges no token of a window; take one from 1 to {length}")
+        return range(self.stride - 1, length, self.stride)
+
+    @torch.no_grad()
+    def of(self, windows: Sequence[int], candidates: Sequence[Candidate]) -> np.ndarray:
+        """Divergence [windows, candidates] fp64, in nats: the sum over a window's judged tokens.
+
+        A number does not depend on which windows and candidates are asked for together.
+
+        Args:
+            windows: numbers of calibration windows.
+            candidates: each with one entry per block.
+
+        Raises:
+            InputError: a level file does not hold what a candidate takes.
+        """
+        assert all(len(one) == len(self.levels) == self.block_count for one in candidates)
+        positions = list(self.positions)
+        plans: list[Candidate] = [({},) * self.block_count, *candidates]  # the model itself is number 0
+        tracks = [Track(list(range(len(plans))), self._embedded(windows))]
+        for block in range(self.block_count):
+            tracks = self._through(block, tracks, [one[block] for one in plans])
+        sums = np.zeros((len(windows), len(plans)))
+        norm, head = self._decoder.final_norm(), self._decoder.head()
+        cap = self.before.config.get("final_logit_softcapping")
+        for window, own in enumerate(sums):
+            dense, *others = [norm(one.states[window][0, positions]) for one in tracks]
+            for track, found in zip(tracks[1:], divergence(dense, others, head, cap).tolist(), strict=True):
+                own[track.followers] = found  # who still follows the first track is the model, and keeps 0
+        return sums[:, 1:]
+
+    def _embedded(self, windows: Sequence[int]) -> list[Tensor]:
+        """What enters block 0, each window in memory of its own; the embedding is read once for all."""
+        embedded = self._decoder.embed(self._tokens[list(windows)]).to(self.device)
+        return [one.clone() for one in embedded.split(1)]
+
+    def _through(self, block: int, tracks: list[Track], plans: Sequence[Mapping[str, int]]) -> list[Track]:
+        """Moves all tracks through a block and parts those whose candidates differ in it; number 0 stays in front."""
+        own = self._decoder.block(block).state_dict()
+        levels = LevelFile(open_store(self.before.store), self.levels[block].key)
+
+        @cache
+        def weight(linear: str, level: int) -> Tensor:
+            return levels.read(linear, level).to(device=self.device, dtype=self._decoder.dtype)
+
+        @cache
+        def module(plan: frozenset[tuple[str, int]]) -> nn.Module:
+            """The block as planned; all that are made share their weights."""
+            taken = {f"{linear}.weight": weight(linear, level) for linear, level in plan}
+            return self._decoder.block(block, (own | taken).items())
+
+        moved = []
+        while tracks:
+            track = tracks.pop(0)  # so that its states can go
+            parts: dict[frozenset[tuple[str, int]], list[int]] = {}
+            for follower in track.followers:
+                parts.setdefault(frozenset(plans[follower].items()), []).append(follower)
+            for plan, followers in parts.items():
+                states = [self._decoder.run(block, module(plan), hidden) for hidden in track.states]
+                moved.append(Track(followers, states))
+        return moved
+
+
+def divergences(
+    work: Divergence,
+    candidates: Sequence[Candidate],
+    cluster: ClusterSpec,
+    windows: int,
+    stop: Callable[[], bool],
+    on_done: Callable[[int, int], None],
+) -> np.ndarray:
+    """Mean divergence [candidates] fp64, in nats per judged token, on a Ray cluster.
+
+    Each task takes some candidates and all windows, for reading blocks is what candidates share; how many tasks there
+    are changes no bit. Neighbours go to the same task: candidates that begin alike do well next to each other.
+
+    Args:
+        work: the model and its levels.
+        candidates: at least one, each with one entry per block.
+        cluster: how many workers.
+        windows: the first so many calibration windows are looked at.
+        stop: asked while waiting.
+        on_done: told how many of how many tasks are done.
+
+    Raises:
+        InputError: there are not so many windows, or the stride leaves no token of them.
+        Cancelled: `stop` said so.
+        Unavailable: no machines, or workers were lost again and again.
+    """
+    if not 1 <= windows <= len(work._tokens):
+        raise InputError(f"{windows} windows cannot be judged: take from 1 to {len(work._tokens)}, all there are")
+    tokens = windows * len(work.positions)
+    slots = min(cluster.workers, len(candidates))
+    bounds = [len(candidates) * slot // slots for slot in range(slots + 1)]
+    parts = call_each(
+        judge,
+        [(work, range(windows), candidates[low:high]) for low, high in itertools.pairwise(bounds)],
+        cpus=work.threads,
+        gpus=cluster.gpus_per_worker,
+        stop=stop,
+        on_done=on_done,
+        stuck_after=cluster.block_seconds,
+    )
+    # not numpy's sum, whose order depends on how many candidates lie side by side
+    return np.array([math.fsum(one) / tokens for part in parts for one in part.T])
+
+
+def judge(work: Divergence, windows: Sequence[int], candidates: Sequence[Candidate]) -> np.ndarray:
+    """See `Divergence.of`; runs in a task."""
+    work.setup()
+    return work.of(windows, candidates)
