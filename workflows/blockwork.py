@@ -15,12 +15,14 @@ from cluster.storage import Stored, open_store
 from workflows.calibrated import Calibrated
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
+from workflows.models.expert_names import same_kind
 from workflows.models.state import ModelState
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS, statistic_for
 from workflows.recipe import Recovery, Solver
 from workflows.scoring.gram import add_inputs, damped
+from workflows.scoring.shrinkage import shrink
 
 Arrays = dict[str, np.ndarray]
 FFN_OUTPUT = "mlp.down_proj"
@@ -150,6 +152,8 @@ class PruneStage(Calibrated):
                 left = set(groups)
                 with suppress(AllSeen):
                     self._decoder.run(block, module, hidden)
+            for kind in same_kind(groups):
+                shrink([sums[name] for name in kind], self._choices)
             for name in groups:
                 yield sums[name].cpu().numpy()
 
@@ -244,6 +248,11 @@ class PruneStage(Calibrated):
 
     def _tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(one).to(self.device) for name, one in arrays.items()}
+
+    @property
+    def _choices(self) -> int:
+        """How often an expert of a block is chosen, over all calibration tokens."""
+        return self._tokens.numel() * int(self.before.config["num_experts_per_tok"])
 
     @property
     def _statistic(self) -> Literal["none", "diagonal", "gram"]:
