@@ -30,7 +30,7 @@ from workflows.models.state import ModelState
 from workflows.pruning import patterns
 from workflows.recipe import Recipe, Recovery
 from workflows.scoring.gram import add_inputs
-from workflows.scoring.shrinkage import shrink
+from workflows.scoring.shrinkage import PRIOR, shrink
 from workflows.tuning.masks import pruned_positions
 
 EXPERTS, CHOICES, HIDDEN, FFN = 6, 2, 64, 128
@@ -136,7 +136,7 @@ def test_grams_are_those_of_the_routed_tokens_and_lean_on_the_mean(tmp_path, fam
             add_inputs(grams[number], own[place])
         mean = sum(grams.values()) / (CHOICES * stage._tokens.numel())
         for number, gram in grams.items():
-            wanted = gram + len(mean) * mean
+            wanted = gram + PRIOR * len(mean) * mean
             got = found[f"{mixture}.experts.{number}.{part}"]
             assert torch.allclose(got, wanted if got.ndim == 2 else wanted.diagonal(), atol=1e-4, rtol=1e-3)
 
@@ -311,7 +311,7 @@ def test_shrunk_parts_add_up_to_the_shrunk_whole(shards, width, seed):
         for expert in range(3):
             add_inputs(parts[shard, expert], torch.randn(int(counts[shard, expert]), width, generator=random))
     whole, choices = parts.sum(0), int(counts.sum())
-    wanted = whole + width * whole.sum(0) / choices
+    wanted = whole + PRIOR * width * whole.sum(0) / choices
     for part in parts:
         shrink(list(part), choices)
     assert torch.allclose(parts.sum(0), wanted, atol=1e-5, rtol=1e-4)
