@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
-from torch import nn
 
 from cluster.credentials import adopt
 from cluster.hardware.profiles import HardwareProfile, load_profile
@@ -22,6 +21,8 @@ from jobs.pricing import Account, account_for
 from jobs.records import Usage
 from jobs.tenants import Tenants, load_tenants
 from workflows.models.decoder import empty_model
+from workflows.models.expert_names import share_of_tokens
+from workflows.models.experts import prunable
 from workflows.models.source import config_of
 from workflows.recipe import Recipe
 from workflows.units import LEVELS
@@ -89,14 +90,15 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
     """
     with torch.device("meta"):
         model = empty_model(config, torch.bfloat16)
+    layers = model.model.layers
     everything = sum(one.numel() for one in model.parameters())
     embedding = 0 if config.get("tie_word_embeddings") else model.get_input_embeddings().weight.numel()
-    used = everything - embedding  # a tied embedding is the head, and works for every token; another is only looked up
-    layers = model.model.layers
-    blocks = sum(one.numel() for one in layers.parameters())
-    linears = [one for one in layers[0].modules() if isinstance(one, nn.Linear)]
-    squares = float(sum(one.in_features**2 for one in linears)) * len(layers)
-    solves = float(sum(one.in_features**2 * (one.in_features + one.out_features) for one in linears)) * len(layers)
+    blocks = sum(one.numel() * share_of_tokens(name, config) for name, one in layers.named_parameters())
+    # A tied embedding is the head, and works for every token; another is only looked up. Of experts, only some work.
+    used = everything - sum(one.numel() for one in layers.parameters()) + blocks - embedding
+    linears = prunable(layers[0]).items()
+    squares = float(sum(one.in_features**2 * share_of_tokens(name, config) for name, one in linears)) * len(layers)
+    solves = float(sum(one.in_features**2 * (one.in_features + one.out_features) for _, one in linears)) * len(layers)
 
     def tokens(role: str) -> int:
         source = getattr(recipe.data, role)

@@ -8,7 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
+MIXTURES = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe")
 SLIDING = {"sliding_window": 16}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 SPECIAL = {
     "llama": {},
     "mistral": SLIDING,
@@ -16,6 +18,10 @@ SPECIAL = {
     "qwen3": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
     "gemma3": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, **EXPERTS},
+    "qwen3_moe": {"moe_intermediate_size": 32, "head_dim": 16, **EXPERTS},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "olmoe": EXPERTS,
 }
 
 
@@ -28,8 +34,9 @@ def write_tiny_model(
     seed: int = 0,
     dtype: str = "bfloat16",
     max_shard_size: str = "5GB",
+    save_original_format: bool = True,
 ) -> Path:
-    """Writes a stock Hugging Face directory: config, safetensors, tokenizer."""
+    """Writes a stock Hugging Face directory: config, safetensors, tokenizer; experts one by one, or fused."""
     directory = Path(directory)
     tokenizer = byte_tokenizer()
     special = dict(SPECIAL[family])
@@ -52,7 +59,7 @@ def write_tiny_model(
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(
-        directory, max_shard_size=max_shard_size
+        directory, max_shard_size=max_shard_size, save_original_format=save_original_format
     )
     tokenizer.save_pretrained(directory)
     return directory

@@ -126,6 +126,7 @@ class PruneStage(Calibrated):
             self._decoder.block(block),
             [shard.hidden for shard in shards.values()],
             groups,
+            self._choices,
             only_diagonal=self.pattern != "ffn" and self._statistic == "diagonal",
         )
 

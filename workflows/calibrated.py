@@ -46,6 +46,11 @@ class Calibrated:
         """A shard's windows [windows, length], int64."""
         return torch.tensor_split(self._tokens, self.shard_count)[shard]
 
+    @property
+    def _choices(self) -> int:
+        """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
+        return self._tokens.numel() * int(self.before.config.get("num_experts_per_tok", 0))
+
     @cached_property
     def _tokens(self) -> torch.Tensor:
         """Calibration windows [windows, length], int64."""

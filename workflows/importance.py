@@ -26,6 +26,7 @@ from cluster.storage import Store, Stored
 from workflows.boundaries import Boundaries
 from workflows.calibrated import Calibrated
 from workflows.models.checkpoint import BLOCK_PREFIX, as_tensor, header
+from workflows.models.experts import prunable
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
 from workflows.scoring.gradients import block_backward, head_backward, norm_backward
@@ -117,7 +118,7 @@ class GradientPass(Calibrated):
     def backward(self, block: int, held: Held) -> list[dict[str, np.ndarray]]:
         """Moves gradients back through the block; per shard and linear the sum over tokens of (∂L/∂y_o)²."""
         module = self._decoder.block(block)
-        linears = {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear)}
+        linears = prunable(module)
         sums = []
         with self._repeatable():
             for shard, gradients in held.current.items():

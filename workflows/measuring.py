@@ -18,6 +18,7 @@ from cluster.session import ALLOCATOR
 from workflows.evaluation.cost import Traffic
 from workflows.evaluation.latency import Footprint, PairedTiming, Shape, measure_footprint, measure_latency
 from workflows.models.decoder import load_model
+from workflows.models.experts import fuse
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
 from workflows.reports.report import Measured
@@ -94,7 +95,7 @@ def load(state: ModelState, device: str) -> Any:
     That includes parameters that ask for gradients: without them torch copies the whole head for every call
     (`matmul` folds a batch into rows only when the weight needs a gradient), and both models look ten times slower.
     """
-    return load_model(state, getattr(torch, serving_dtype(state))).to(device).requires_grad_(True)
+    return fuse(load_model(state, getattr(torch, serving_dtype(state)))).to(device).requires_grad_(True)
 
 
 def fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import nn
 
 from cluster.spec import ClusterSpec
 from workflows.models.decoder import empty_model
+from workflows.models.experts import prunable
 from workflows.pruning.solvers import statistic_for
 from workflows.recipe import Recipe
 
@@ -70,10 +71,10 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
 
 def input_widths(block: nn.Module, recipe: Recipe) -> list[int]:
     """Widths of the distinct inputs whose statistics are kept (q, k, v share one, gate and up share one)."""
-    linears = {name: one.in_features for name, one in block.named_modules() if isinstance(one, nn.Linear)}
+    linears = {name: one.in_features for name, one in prunable(block).items()}
     if recipe.target.pattern == "ffn":
         return [linears[FFN_OUTPUT]]
-    shared = ("k_proj", "v_proj", "up_proj")
+    shared = ("k_proj", "v_proj", "up_proj", "w3")
     return [width for name, width in linears.items() if not name.endswith(shared)]
 
 

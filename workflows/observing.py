@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from workflows.models.decoder import Decoder
+from workflows.models.expert_names import same_kind
 from workflows.scoring.gram import add_inputs
+from workflows.scoring.shrinkage import shrink
 
 
 class AllSeen(Exception):
@@ -23,6 +25,7 @@ def inputs_of(
     module: nn.Module,
     shards: Iterable[MutableSequence[torch.Tensor]],
     groups: Sequence[str],
+    choices: int,
     *,
     only_diagonal: bool,
     moving: bool = False,
@@ -35,6 +38,7 @@ def inputs_of(
         module: the block itself.
         shards: hidden states that enter the block, [1, length, width] per window.
         groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
+        choices: how often an expert of the block is chosen in all shards together; Grams of experts are shrunk.
         only_diagonal: whether diagonals are enough.
         moving: replace each window's hidden states by what the block makes of them; else the pass through the block
             ends with the last input that is looked at.
@@ -68,6 +72,8 @@ def inputs_of(
                     output = decoder.run(block, module, hidden)
                     if moving:
                         windows[number] = output
+            for kind in same_kind(groups):
+                shrink([sums[name] for name in kind], choices)
             for name in groups:
                 yield sums[name].cpu().numpy()
     finally:

@@ -151,6 +151,7 @@ class ScoreStage(Calibrated):
             self._decoder.block(block),
             moving,
             groups,
+            self._choices,
             only_diagonal=self.gammas is None,
             moving=True,
         )

@@ -15,8 +15,9 @@ from cluster.storage import Stored, open_store
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, from_parquet
 from workflows.evaluation.quality import Quality, measure_quality, merge
-from workflows.models.checkpoint import BLOCK_PREFIX, Checkpoint
+from workflows.models.checkpoint import Checkpoint, is_prunable
 from workflows.models.decoder import load_model
+from workflows.models.expert_names import expert_count
 from workflows.models.state import ModelState
 from workflows.pruning.ffn import keep_count
 from workflows.recipe import Recipe
@@ -29,10 +30,16 @@ def config_after(dense: dict[str, Any], recipe: Recipe, sparsity: float) -> dict
     """The model's config after a stage: narrower MLPs for `ffn`, unchanged for zeros.
 
     Raises:
-        InputError: the ratio cannot be met by whole channels.
+        InputError: the ratio cannot be met by whole channels, or the model has no one MLP to take them from.
     """
     if recipe.target.pattern != "ffn":
         return dense
+    if expert_count(dense):
+        raise InputError(
+            f"target.pattern: ffn takes channels of a block's one MLP, but {dense['model_type']} has "
+            f"{expert_count(dense)} experts per block",
+            'Use "unstructured" or an N:M pattern.',
+        )
     try:
         return dense | {"intermediate_size": keep_count(int(dense["intermediate_size"]), sparsity)}
     except ValueError as error:
@@ -49,7 +56,7 @@ def check_pattern(dense: ModelState, recipe: Recipe) -> None:
         return
     group = recipe.target.n_m[1]
     for name, shape in Checkpoint(dense).shapes().items():
-        if name.startswith(BLOCK_PREFIX) and len(shape) == 2 and shape[1] % group:
+        if is_prunable(name, shape) and shape[1] % group:
             raise InputError(
                 f"target.pattern: {recipe.target.pattern} cannot be met: {name} has {shape[1]} columns, "
                 f"no multiple of {group}"

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from models_for_tests import write_tiny_model
+from models_for_tests import FAMILIES, write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder, load_model
 from workflows.models.state import ModelState
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
 LENGTH = 48  # longer than the tiny models' sliding window
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 
+import pytest
 import torch
 from models_for_tests import write_tiny_model
 from torch.profiler import ProfilerActivity, profile
@@ -21,8 +22,9 @@ def operations(model) -> Counter:
     return Counter({one.key: one.count for one in profiled.key_averages() if one.key.startswith("aten::")})
 
 
-def test_the_timed_model_does_what_a_stock_one_does(tmp_path):
-    directory = write_tiny_model(tmp_path / "model", "gemma3")
+@pytest.mark.parametrize("family", ["gemma3", "mixtral"])
+def test_the_timed_model_does_what_a_stock_one_does(tmp_path, family):
+    directory = write_tiny_model(tmp_path / "model", family)
     config = json.loads((directory / "config.json").read_text())
     state = ModelState(source=str(directory), source_digest="0" * 64, config=config, store=str(tmp_path / "store"))
     assert operations(load(state, "cpu")) == operations(AutoModelForCausalLM.from_pretrained(directory))

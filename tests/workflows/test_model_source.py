@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_for_tests import FAMILIES, write_tiny_model
+from models_for_tests import FAMILIES, MIXTURES, write_tiny_model
 
 from cluster.errors import InputError, KarikomiError
 from workflows.models.safetensors_header import read_header
@@ -39,7 +39,7 @@ def refused(model, message):
         resolve_source(str(model), model.parent / "cache")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MIXTURES)
 def test_every_family_is_covered(tmp_path, family):
     source = resolve_source(str(write_tiny_model(tmp_path / "m", family)), tmp_path)
     assert source.config["num_hidden_layers"] == 2

@@ -1,7 +1,7 @@
 """Reads a checkpoint lazily: an index of tensors, one block or some rows at a time, never the whole."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
 import safetensors.torch
@@ -9,6 +9,7 @@ import torch
 
 from cluster.errors import InputError
 from cluster.storage import Store, open_store
+from workflows.models.expert_names import is_router, one_by_one
 from workflows.models.safetensors_header import TensorInfo, read_header
 from workflows.models.state import ModelState
 
@@ -101,7 +102,8 @@ class Checkpoint:
         """Full tensor name → (file, place in it), over all shards of the source."""
         index = self._source.get("model.safetensors.index.json") if self._has_index else None
         files = sorted(set(json.loads(index)["weight_map"].values())) if index else ["model.safetensors"]
-        return {name: (file, info) for file in files for name, info in header(self._source, file).items()}
+        headers = {file: one_by_one(header(self._source, file), self.state.config) for file in files}
+        return {name: (file, info) for file, tensors in headers.items() for name, info in tensors.items()}
 
     @property
     def _has_index(self) -> bool:
@@ -111,6 +113,11 @@ class Checkpoint:
         if name not in self._index:
             raise InputError(f"{self.state.source}: tensor {name} is missing; the checkpoint is incomplete")
         return self._index[name]
+
+
+def is_prunable(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor, by its full name, is one that pruning may change: a matrix in a block that does not route."""
+    return name.startswith(BLOCK_PREFIX) and len(shape) == 2 and not is_router(name.removesuffix(".weight"))
 
 
 def read_block_file(

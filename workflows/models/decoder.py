@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workflows.models.checkpoint import Checkpoint
+from workflows.models.experts import prunable, separate
 from workflows.models.state import ModelState
 
 # Gemma 2 caps attention logits, which only the eager implementation does.
@@ -23,11 +24,15 @@ HEAD_PIECE = 1 << 24  # numbers in a piece of the head; 64 MiB in fp32
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The model with parameters on the meta device (no memory) and real buffers (rotary tables, scales)."""
+    """The model with parameters on the meta device (no memory) and real buffers (rotary tables, scales).
+
+    Its parameters have the names that files have for them, those of experts too.
+    """
     hf_config = AutoConfig.for_model(**config)
     attention = "eager" if config["model_type"] in EAGER_ATTENTION else "sdpa"
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation=attention)
+    separate(model, config)
     return model.eval().requires_grad_(False)
 
 
@@ -105,9 +110,8 @@ class Decoder:
         """
         block = copy.deepcopy(self._model.model.layers[index]).to("meta")
         found: list[tuple[str, nn.Linear, torch.Tensor]] = []
-        for name, module in block.named_modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(lambda own, args, name=name: found.append((name, own, args[0])))
+        for name, module in prunable(block).items():
+            module.register_forward_pre_hook(lambda own, args, name=name: found.append((name, own, args[0])))
         hidden = torch.empty(
             1, self.length, self.checkpoint.state.config["hidden_size"], dtype=self.dtype, device="meta"
         )

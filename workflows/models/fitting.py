@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from cluster.errors import InputError
 from workflows.models.checkpoint import BLOCK_PREFIX, DTYPES
 from workflows.models.decoder import empty_model
+from workflows.models.expert_names import one_by_one
 from workflows.models.safetensors_header import TensorInfo
 
 BLOCK = re.compile(re.escape(BLOCK_PREFIX) + r"(0|[1-9][0-9]{0,5})\.(.+)")
@@ -30,7 +31,8 @@ def check_fits(config: dict[str, Any], files: Mapping[str, Mapping[str, TensorIn
         InputError: no model can be built of the config, or its tensors are others; names the field or the tensor.
     """
     count = config["num_hidden_layers"]
-    tensors = {name: (file, info) for file, inside in files.items() for name, info in inside.items()}
+    matrices = {file: one_by_one(inside, config) for file, inside in files.items()}
+    tensors = {name: (file, info) for file, inside in matrices.items() for name, info in inside.items()}
     blocks = {int(found[1]) for name in tensors if (found := BLOCK.fullmatch(name))}
     if not tensors or len(blocks) != count or max(blocks) != count - 1:
         missing = next((number for number in range(len(blocks) + 1) if number not in blocks), count)

@@ -7,18 +7,23 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.storage import Store
+from workflows.models.expert_names import COUNTS, MIXTURES
 from workflows.models.safetensors_header import TensorInfo, read_header
 from workflows.models.strict_json import strict_json
 
 ARCHITECTURES = {  # and the model_type by which transformers builds each
     "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3_text",
+    "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe", "MixtralForCausalLM": "mixtral",
+    "OlmoeForCausalLM": "olmoe",
 }  # fmt: skip
 LARGEST_JSON = {"config.json": 1 << 20, "model.safetensors.index.json": 8 << 20, "tokenizer_config.json": 16 << 20}
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 DEFAULTED = ("num_key_value_heads", "head_dim")
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", *DEFAULTED)
 LARGEST_SIZE = 1 << 24
+EXPERT_SIZES = (*COUNTS, "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+MOST_EXPERTS = 1 << 16  # in all blocks; the largest models have some 20 000
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
@@ -54,7 +59,34 @@ def read_config(store: Store) -> dict[str, Any]:
             raise InputError(f"{where}: {field}: {value!r} is no whole number from 1 to {LARGEST_SIZE}")
     if config["num_attention_heads"] % (config.get("num_key_value_heads") or 1):
         raise InputError(f"{where}: num_key_value_heads: they do not divide the attention heads into groups")
+    if config["model_type"] in MIXTURES:
+        _check_experts(config, where)
     return config
+
+
+def _check_experts(config: Mapping[str, Any], where: str) -> None:
+    """Whether every block has the same sane number of experts.
+
+    Raises:
+        InputError: names the field.
+    """
+    given = [field for field in EXPERT_SIZES if field in config]
+    for field in given:
+        value = config[field]
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise InputError(f"{where}: {field}: {value!r} is no whole number from 1 to {LARGEST_SIZE}")
+    counts = {field: config[field] for field in COUNTS if field in given}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"{where}: {' and '.join(COUNTS)}: one number of experts is needed, not {counts}")
+    (count,) = set(counts.values())
+    if count * config["num_hidden_layers"] > MOST_EXPERTS:
+        raise InputError(f"{where}: {next(iter(counts))}: {count} in each block are more than {MOST_EXPERTS} in all")
+    if config.get("num_experts_per_tok", 0) not in range(1, count + 1):
+        raise InputError(f"{where}: num_experts_per_tok: {config.get('num_experts_per_tok')} of {count} experts")
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise InputError(
+            f"{where}: mlp_only_layers, decoder_sparse_step: a model with experts in only some blocks is not covered"
+        )
 
 
 def refuse_code(fields: Mapping[str, Any], where: str) -> None:
