@@ -131,7 +131,15 @@ class Solver(Strict):
     refit: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="Steps of least squares on the mask that was found: the survivors make up for what went."
     )
+    swaps: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="Rounds of exchanging kept and pruned weights, then refitting, where that lowers a row's error."
+    )
     rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something follows the solver; that needs the whole Gram, whatever the solver needs."""
+        return bool(self.refit or self.swaps)
 
 
 class Recovery(Strict):
@@ -217,6 +225,12 @@ class Recipe(Strict):
     def _format_fits_pattern(self) -> Self:
         if self.format == "compact" and self.target.pattern == "ffn":
             raise ValueError("format: compact packs zeros, but pattern ffn leaves none; use huggingface")
+        return self
+
+    @model_validator(mode="after")
+    def _swaps_fit_pattern(self) -> Self:
+        if self.solver.swaps and self.target.pattern == "ffn":
+            raise ValueError("solver.swaps exchanges single weights, but pattern ffn removes channels; write 0")
         return self
 
     @property

@@ -62,7 +62,7 @@ def test_the_same_job_is_the_same_run_wherever_it_runs():
     ("changes", "message"),
     [
         ({"colour": 1}, r"job\.yaml: colour: unknown field; allowed here: model, data"),
-        ({"solver": {"title": "wanda"}}, r"solver\.title: unknown field; allowed here: name, damping, refit, rows"),
+        ({"solver": {"title": "wanda"}}, r"solver\.title: unknown field; allowed here: name, damping, refit, swaps, rows"),
         ({"stages": [{"sparsity": 0.5, "tune": {"step": 1}}]}, r"stages\.0\.tune\.step: unknown field; allowed here: steps"),
         ({"solver": {"name": "magic"}}, r"solver\.name: .*'magnitude', 'wanda', 'sparsegpt' or 'admm'.*given: 'magic'"),
         ({"target": {"pattern": "2:4", "sparsity": float("nan")}}, r"target\.sparsity: .*finite"),
@@ -75,6 +75,7 @@ def test_the_same_job_is_the_same_run_wherever_it_runs():
         ({"stages": [{"sparsity": 0.5}, {"sparsity": 0.3}]}, r"must rise"),
         ({"stages": [{"sparsity": True}]}, r"stages\.0\.sparsity: true/false is given where something else is needed"),
         ({"format": "compact", "target": {"pattern": "ffn", "sparsity": 0.5}}, r"packs zeros, but pattern ffn leaves none"),
+        ({"solver": {"swaps": 2}, "target": {"pattern": "ffn", "sparsity": 0.5}}, r"solver\.swaps .*pattern ffn removes channels"),
         ({"name": "../evil"}, r"name: "),
         ({"publish": {}}, r"publish\.to: Field required"),
         ({"publish": {"to": "x", "version": "a/b"}}, r"publish\.version"),
