@@ -127,6 +127,8 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
         ("unstructured", 0.5, "wanda", 5),
         ("unstructured", 0.3, "magnitude", 0),
         ("unstructured", 0.3, "magnitude", 5),
+        ("8x8", 0.4, "sparsegpt", 0),
+        ("4x4", 0.5, "wanda", 0),
         ("ffn", 0.25, "sparsegpt", 0),
     ],
 )
