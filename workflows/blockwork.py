@@ -18,6 +18,7 @@ from workflows.observing import inputs_of, move_on, summed
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS, statistic_for
+from workflows.pruning.swaps import swap
 from workflows.recipe import Recovery, Solver
 from workflows.scoring.gram import damped
 
@@ -136,7 +137,7 @@ class PruneStage(Calibrated):
         if self.pattern == "ffn":
             return (total.cpu().numpy(),)
         prepared = SOLVERS[self.solver.name].prepare(total, self.solver.damping)
-        if self.solver.refit:
+        if self.solver.goes_on:
             prepared = (*prepared, damped(total, self.solver.damping))
         return tuple(one.cpu().numpy() for one in prepared)
 
@@ -149,12 +150,14 @@ class PruneStage(Calibrated):
             keep = int(self.config["intermediate_size"])
             kept, repaired = ffn.remove_channels(weight, shared[0], keep, self.solver.damping)
             return kept.cpu(), repaired.to(stored.dtype).cpu()
-        hessian = shared[-1] if self.solver.refit else None
+        hessian = shared[-1] if self.solver.goes_on else None
         solved = SOLVERS[self.solver.name].solve(
             weight, shared if hessian is None else shared[:-1], self.pattern, self._share(block, unit.linear)
         )
         if hessian is not None:
             solved = refit(weight, solved, hessian, self.solver.refit)
+        if hessian is not None and self.solver.swaps:
+            solved = swap(weight, solved, hessian, patterns.parse(self.pattern), self.solver.swaps)
         return unit.linear, solved.to(stored.dtype).cpu()
 
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
@@ -225,7 +228,7 @@ class PruneStage(Calibrated):
 
     @property
     def _statistic(self) -> Literal["none", "diagonal", "gram"]:
-        return statistic_for(self.solver.name, self.solver.refit)
+        return statistic_for(self.solver.name, self.solver.goes_on)
 
     @cached_property
     def _dense_decoder(self) -> Decoder:

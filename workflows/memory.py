@@ -82,4 +82,5 @@ def statistic_size(width: int, recipe: Recipe) -> int:
     """Numbers in one input's statistics."""
     if recipe.target.pattern == "ffn":
         return width * width
-    return {"none": 0, "diagonal": width, "gram": width * width}[statistic_for(recipe.solver.name, recipe.solver.refit)]
+    statistic = statistic_for(recipe.solver.name, recipe.solver.goes_on)
+    return {"none": 0, "diagonal": width, "gram": width * width}[statistic]

@@ -86,7 +86,10 @@ class Data(Strict):
 class Target(Strict):
     """What the last stage reaches."""
 
-    pattern: str = Field(description='"unstructured", "N:M" such as "2:4" (keep 2 of 4), or "ffn" (channels).')
+    pattern: str = Field(
+        description='"unstructured", "N:M" such as "2:4" (keep 2 of 4), "BxB" such as "16x16" (whole aligned squares '
+        'of weights go; B from 2 to 128), or "ffn" (channels).'
+    )
     sparsity: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="Share of the pruned linears' parameters that goes; for N:M it is 1 - N/M."
     )
@@ -96,10 +99,14 @@ class Target(Strict):
     def _known_pattern(cls, value: str) -> str:
         if value in ("unstructured", "ffn"):
             return value
-        found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", value)
-        if not found or not 0 < int(found[1]) < int(found[2]):
-            raise ValueError(f'"{value}" is no pattern; allowed: "unstructured", "ffn", or "N:M" with 0 < N < M')
-        return value
+        if (found := re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", value)) and 0 < int(found[1]) < int(found[2]):
+            return value
+        if (found := re.fullmatch(r"([0-9]{1,3})x\1", value)) and 2 <= int(found[1]) <= 128:
+            return value
+        raise ValueError(
+            f'"{value}" is no pattern; allowed: "unstructured", "ffn", "N:M" with 0 < N < M, '
+            'or "BxB" with B from 2 to 128'
+        )
 
     @property
     def n_m(self) -> tuple[int, int] | None:
@@ -108,6 +115,11 @@ class Target(Strict):
             return None
         n, m = self.pattern.split(":")
         return int(n), int(m)
+
+    @property
+    def tile(self) -> int | None:
+        """B of a BxB pattern, else None."""
+        return int(self.pattern.split("x")[0]) if "x" in self.pattern else None
 
     @model_validator(mode="after")
     def _ratio_fits_pattern(self) -> Self:
@@ -131,7 +143,15 @@ class Solver(Strict):
     refit: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="Steps of least squares on the mask that was found: the survivors make up for what went."
     )
+    swaps: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="Rounds of exchanging kept and pruned weights, then refitting, where that lowers a row's error."
+    )
     rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something follows the solver; that needs the whole Gram, whatever the solver needs."""
+        return bool(self.refit or self.swaps)
 
 
 class Recovery(Strict):
@@ -268,6 +288,25 @@ class Recipe(Strict):
             raise ValueError(
                 f"allocation.windows is {self.allocation.windows}, but data.calibration.windows only "
                 f"{self.data.calibration.windows}; they are taken from these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _swaps_fit_pattern(self) -> Self:
+        if self.solver.swaps and (self.target.tile or self.target.pattern == "ffn"):
+            raise ValueError(
+                f"solver.swaps exchanges single weights, but with pattern {self.target.pattern} none goes alone; "
+                "write 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_hold_whole_tiles(self) -> Self:
+        rows, tile = self.solver.rows, self.target.tile
+        if tile and rows % tile:
+            raise ValueError(
+                f"solver.rows {rows} is no multiple of {tile}, which pattern {self.target.pattern} needs; "
+                f"write {max(rows // tile, 1) * tile}"
             )
         return self
 

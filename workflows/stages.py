@@ -20,6 +20,7 @@ from workflows.models.decoder import load_model
 from workflows.models.expert_names import expert_count
 from workflows.models.state import ModelState
 from workflows.pruning.ffn import keep_count
+from workflows.pruning.patterns import parse
 from workflows.recipe import Recipe
 from workflows.steps import Work
 
@@ -50,17 +51,20 @@ def check_pattern(dense: ModelState, recipe: Recipe) -> None:
     """Whether every linear of the model can take the pattern.
 
     Raises:
-        InputError: names the linear whose columns are no multiple of M.
+        InputError: names the linear whose columns are no multiple of M, or whose rows or columns are none of B.
     """
-    if recipe.target.n_m is None:
+    if recipe.target.pattern == "ffn":
         return
-    group = recipe.target.n_m[1]
+    group = parse(recipe.target.pattern)
     for name, shape in Checkpoint(dense).shapes().items():
-        if is_prunable(name, shape) and shape[1] % group:
-            raise InputError(
-                f"target.pattern: {recipe.target.pattern} cannot be met: {name} has {shape[1]} columns, "
-                f"no multiple of {group}"
-            )
+        if not is_prunable(name, shape):
+            continue
+        for what, length, step in (("rows", shape[0], group.tile), ("columns", shape[1], group.size * group.tile)):
+            if length % step:
+                raise InputError(
+                    f"target.pattern: {recipe.target.pattern} cannot be met: {name} has {length} {what}, "
+                    f"no multiple of {step}"
+                )
 
 
 def prune(

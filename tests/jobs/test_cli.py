@@ -61,6 +61,7 @@ def test_plan_says_what_will_happen_and_writes_nothing(karikomi, tmp_path, model
         ({"colour": "red"}, 2, "colour: unknown field"),
         ({"model": "/no/such/model"}, 2, "/no/such/model is not there"),
         ({"target": {"pattern": "5:7", "sparsity": 2 / 7}}, 2, "no multiple of 7"),
+        ({"target": {"pattern": "48x48", "sparsity": 0.5}, "solver": {"rows": 48}}, 2, "rows, no multiple of 48"),
         ({"target": {"pattern": "ffn", "sparsity": 0.003}}, 2, "sparsity"),
         ({"hardware": "abacus"}, 2, "no profile abacus; there are: a100-80g, cpu-local, h100-sxm, l4"),
         ({"publish": {"to": "ftp://x"}}, 2, "no kind of store"),

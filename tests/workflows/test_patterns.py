@@ -111,7 +111,9 @@ def test_row_chunks_together_never_fall_below_the_claim(rows: int, cols: int, ch
     assert pruned_count(rows, cols, sparsity) <= total <= rows * cols * sparsity + len(sizes)
 
 
-@pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4", "ffn", "2:4:8", "", "-1:4", "2:4 "])
+@pytest.mark.parametrize(
+    "pattern", ["4:2", "2:2", "0:4", "ffn", "2:4:8", "", "-1:4", "2:4 ", "16x8", "1x1", "129x129", "x"]
+)
 def test_unknown_patterns_are_named(pattern: str) -> None:
     with pytest.raises(ValueError, match=f'pattern "{pattern}"'):
         parse(pattern)

@@ -1,7 +1,8 @@
 """Which weights may go together, and exactly how many.
 
 Every pattern is a group: of each `size` consecutive columns at least `keep` stay. "2:4" is (2, 4) and
-"unstructured" is (0, 1), so one code path serves both. Masks are True where a weight is KEPT.
+"unstructured" is (0, 1), so one code path serves both. "16x16" is (0, 1) of tiles: aligned squares of 16 rows and
+16 columns, whose weights go together. Masks are True where a weight is KEPT.
 """
 
 import math
@@ -13,13 +14,18 @@ from torch import Tensor
 
 # The recipe allows this much between the written ratio and 1 - N/M (0.6667 is not 2/3).
 RATIO_TOLERANCE = 1e-6
+LARGEST_TILE = 128
 
 
 class Group(NamedTuple):
-    """Of each `size` consecutive columns at least `keep` stay."""
+    """Of each `size` consecutive columns at least `keep` stay; `tile` is the edge of the squares that go as a whole.
+
+    Only one of the two may be more than 1: weights go alone in groups, or tiles go freely.
+    """
 
     keep: int
     size: int
+    tile: int = 1
 
     def capacity(self, rows: int, cols: int) -> int:
         """Most weights that may go from rows × cols, of whole groups."""
@@ -30,33 +36,37 @@ def parse(pattern: str) -> Group:
     """The group of a recipe's pattern.
 
     Raises:
-        ValueError: it is neither "unstructured" nor "N:M" with 0 < N < M.
+        ValueError: it is neither "unstructured", nor "N:M" with 0 < N < M, nor "BxB" with 2 ≤ B ≤ 128.
     """
     if pattern == "unstructured":
         return Group(0, 1)
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if not found or not 0 < int(found[1]) < int(found[2]):
-        raise ValueError(f'pattern "{pattern}" does not choose single weights; use "unstructured" or "N:M", 0 < N < M')
-    return Group(int(found[1]), int(found[2]))
+    if (found := re.fullmatch(r"(\d+):(\d+)", pattern)) and 0 < int(found[1]) < int(found[2]):
+        return Group(int(found[1]), int(found[2]))
+    if (found := re.fullmatch(r"(\d+)x\1", pattern)) and 2 <= int(found[1]) <= LARGEST_TILE:
+        return Group(0, 1, int(found[1]))
+    raise ValueError(
+        f'pattern "{pattern}" gives no mask; use "unstructured", "N:M" with 0 < N < M, or "BxB" with B from 2 to '
+        f"{LARGEST_TILE}"
+    )
 
 
 def pruned_count(rows: int, cols: int, sparsity: float, pattern: str = "unstructured") -> int:
     """Weights that go from rows × cols.
 
-    Rounded up, so that the sum over row chunks is never below the claim for the whole matrix.
+    Rounded up (to whole tiles), so that the sum over row chunks is never below the claim for the whole matrix.
 
     Raises:
-        ValueError: the pattern allows less than this sparsity, or its groups do not fit the columns.
+        ValueError: the pattern allows less than this sparsity, or its groups or tiles do not fit the shape.
     """
-    keep, size = group = parse(pattern)
+    keep, size, tile = group = parse(pattern)
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity {sparsity} is not a share between 0 and 1")
-    _check_columns(cols, group)
+    _check_shape(rows, cols, group)
     capacity = group.capacity(rows, cols)
     if abs(sparsity - (1 - keep / size)) <= RATIO_TOLERANCE:
         return capacity
     # The factor undoes float rounding: 0.55 × 100 is 55.00000000000001, and 55 is meant.
-    count = math.ceil(rows * cols * sparsity * (1 - 1e-12))
+    count = math.ceil(rows * cols // tile**2 * sparsity * (1 - 1e-12)) * tile**2
     if count > capacity:
         raise ValueError(f"sparsity {sparsity:g} cannot be met by pattern {pattern}: at most {1 - keep / size:g}")
     return count
@@ -66,11 +76,12 @@ def keep_mask(scores: Tensor, pattern: str, sparsity: float, per_row: bool) -> T
     """Mask that keeps the highest scores and drops exactly `pruned_count` of them.
 
     Args:
-        scores: [rows, cols], higher is more important; among equals the first index goes first.
+        scores: [rows, cols], higher is more important; among equals the first index goes first. For tiles scores
+            are lengths, of which the squares add up; below 0 means gone before, and such tiles go first.
         pattern: as in the recipe.
         sparsity: share that goes.
-        per_row: the same number from each row (give or take one, so that the total is exact), else the lowest
-            of the whole matrix.
+        per_row: the same number from each row, of weights or of tiles (give or take one, so that the total is
+            exact), else the lowest of the whole matrix.
 
     Returns:
         [rows, cols] bool, True where the weight is kept.
@@ -91,7 +102,10 @@ def keep_mask_by_count(scores: Tensor, group: Group, count: int, per_row: bool =
     A score at the threshold is selected for, not sorted for: solvers ask for a mask in every turn.
     """
     rows, cols = scores.shape
-    _check_columns(cols, group)
+    _check_shape(rows, cols, group)
+    if (tile := group.tile) > 1:
+        keep = keep_mask_by_count(_tile_scores(scores, tile), Group(0, 1), count // tile**2, per_row)
+        return keep.repeat_interleave(tile, 0).repeat_interleave(tile, 1)
     allowed = lowest_in_groups(scores, group)
     if count == group.capacity(rows, cols):
         return ~allowed
@@ -135,7 +149,8 @@ def verify(weight: Tensor, pattern: str, sparsity: float) -> None:
     Args:
         weight: [rows, cols], any type.
         pattern: as in the recipe.
-        sparsity: share claimed. At an N:M pattern's own ratio each group is checked, below it only the count.
+        sparsity: share claimed. At an N:M pattern's own ratio each group is checked, below it only the count. Of
+            tiles only those count that are zero as a whole.
 
     Raises:
         ValueError: fewer zeros than claimed, or a group with more than N non-zeros.
@@ -143,15 +158,34 @@ def verify(weight: Tensor, pattern: str, sparsity: float) -> None:
     rows, cols = weight.shape
     group = parse(pattern)
     claimed = pruned_count(rows, cols, sparsity, pattern)
-    zeros = weight.numel() - int(torch.count_nonzero(weight))
+    held = weight if group.tile == 1 else _tiles(weight != 0, group.tile).any(3).any(1)
+    zeros = weight.numel() - group.tile**2 * int(torch.count_nonzero(held))
     if zeros < claimed:
-        raise ValueError(f"{zeros} of {weight.numel()} weights are zero, but sparsity {sparsity:g} claims {claimed}")
+        where = f" in whole tiles of {pattern}" if group.tile > 1 else ""
+        raise ValueError(
+            f"{zeros} of {weight.numel()} weights are zero{where}, but sparsity {sparsity:g} claims {claimed}"
+        )
     if claimed == group.capacity(rows, cols):
         kept = torch.count_nonzero(weight.reshape(rows, cols // group.size, group.size), dim=-1)
         if broken := int((kept > group.keep).sum()):
             raise ValueError(f"{broken} groups of {group.size} columns keep more than {group.keep}: not {pattern}")
 
 
-def _check_columns(cols: int, group: Group) -> None:
+def _tiles(matrix: Tensor, tile: int) -> Tensor:
+    """The same numbers as [rows of tiles, row in the tile, tiles, column in the tile]."""
+    rows, cols = matrix.shape
+    return matrix.reshape(rows // tile, tile, cols // tile, tile)
+
+
+def _tile_scores(scores: Tensor, tile: int) -> Tensor:
+    """Sums of squares, and -1 for tiles of which all is gone. [rows / tile, cols / tile]."""
+    tiles = _tiles(scores, tile)
+    return tiles.clamp(min=0).square_().sum((1, 3)).masked_fill_((tiles < 0).all(3).all(1), -1)
+
+
+def _check_shape(rows: int, cols: int, group: Group) -> None:
     if cols % group.size:
         raise ValueError(f"pattern {group.keep}:{group.size} needs a multiple of {group.size} columns, not {cols}")
+    if rows % group.tile or cols % group.tile:
+        size = group.tile
+        raise ValueError(f"pattern {size}x{size} needs multiples of {size} rows and columns, not {rows} and {cols}")

@@ -59,6 +59,6 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def statistic_for(name: str, refit_steps: int) -> Literal["none", "diagonal", "gram"]:
-    """What a solver needs of the inputs, and a refit after it: that needs the whole Gram."""
-    return "gram" if refit_steps else SOLVERS[name].statistic
+def statistic_for(name: str, goes_on: bool) -> Literal["none", "diagonal", "gram"]:
+    """What a solver needs of the inputs, and what follows it (a refit, swaps): that needs the whole Gram."""
+    return "gram" if goes_on else SOLVERS[name].statistic

@@ -43,6 +43,10 @@ class SparseGPT:
         steps = factor.diagonal()
         weight = weight.masked_fill(steps.isinf(), 0)
         was_zero = weight == 0
+        if group.tile > 1:  # chosen for all columns at once, for some hold far more than others; then it is only repair
+            scores = (weight / steps).abs_().masked_fill_(was_zero, -1)
+            was_zero |= ~keep_mask_by_count(scores, group, count)
+            group, count = Group(0, 1), 0
         edges = _block_edges(cols, group)
         counts = _counts_per_block(was_zero, edges, group, count)
         for (start, stop), block_count in zip(pairwise(edges), counts, strict=True):
