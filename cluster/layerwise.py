@@ -67,6 +67,10 @@ class BlockWork(ShardedWork, Protocol):
     """What is done to a block."""
 
     @property
+    def lookahead(self) -> int:
+        """Blocks that may be at work at once; more than one only if `advance` needs no finished block."""
+
+    @property
     def rounds(self) -> int:
         """How often workers look at a block's result to make it better, before it is written."""
 
@@ -76,8 +80,8 @@ class BlockWork(ShardedWork, Protocol):
     def open_shard(self, shard: int) -> Any:
         """Activations that enter block 0."""
 
-    def advance(self, block: int, finished: Stored, shards: Mapping[int, Any]) -> None:
-        """Moves activations through a finished block, in place."""
+    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Any]) -> None:
+        """Moves activations through a block, in place; it is None where it is not finished yet."""
 
     def statistics(self, block: int, shards: Mapping[int, Any], groups: Sequence[str]) -> Iterator[Any]:
         """Yields shard by shard, and for each shard group by group."""
@@ -131,7 +135,8 @@ class ShardWorker:
             self.activations = {shard: self.work.open_shard(shard) for shard in self.shards}
             self.position = 0
         while self.position < block:
-            self.work.advance(self.position, finished[self.position], self.activations)
+            done = finished[self.position] if self.position < len(finished) else None
+            self.work.advance(self.position, done, self.activations)
             self.position += 1
 
 
@@ -269,23 +274,15 @@ def _attempt(
         for shards in spread(work.shard_count, len(group.bundle_specs))
     ]
     units = work.units()
-    groups = sorted({unit.group for unit in units if unit.group is not None})
+    at_work: list[Any] = []
     try:
         while len(blocks) < work.block_count:
             if stop():
                 raise Cancelled(f"stopped after block {len(blocks)} of {work.block_count}")
             block = len(blocks)
-            prepared = _prepared(work, shared, workers, block, groups, list(blocks), resources)
-            results = [
-                solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units
-            ]
-            refined = (
-                _refined(cast(RoundedWork, work), shared, workers, block, results, list(blocks), resources)
-                if work.rounds
-                else None
-            )
-            written = assemble.options(**resources).remote(shared, block, refined, *results)
-            note(block, awaited(written, group, spec, f"block {block} of {work.block_count}"))
+            while len(at_work) < min(work.lookahead, work.block_count - block):
+                at_work.append(_written(work, shared, workers, block + len(at_work), units, list(blocks), resources))
+            note(block, awaited(at_work.pop(0), group, spec, f"block {block} of {work.block_count}"))
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
@@ -319,6 +316,25 @@ def awaited(written: Any, group: PlacementGroup, spec: ClusterSpec, what: str) -
             raise MachinesLost(f"{what}: a machine was lost and none took its place in {spec.wait_seconds:g} s", AGAIN)
         if now - started > spec.block_seconds:
             raise MachinesLost(f"{what}: not done in {spec.block_seconds:g} s, so something hangs", AGAIN)
+
+
+def _written(
+    work: BlockWork,
+    shared: Any,
+    workers: Sequence[Any],
+    block: int,
+    units: Sequence[Unit],
+    finished: Sequence[Stored],
+    resources: dict[str, Any],
+) -> Any:
+    """A reference to one block's file; all that leads to it is lined up at once."""
+    groups = sorted({unit.group for unit in units if unit.group is not None})
+    prepared = _prepared(work, shared, workers, block, groups, finished, resources)
+    results = [solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units]
+    refined = None
+    if work.rounds:
+        refined = _refined(cast(RoundedWork, work), shared, workers, block, results, finished, resources)
+    return assemble.options(**resources).remote(shared, block, refined, *results)
 
 
 def _prepared(

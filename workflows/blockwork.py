@@ -15,6 +15,7 @@ from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
 from workflows.observing import inputs_of, move_on, summed
+from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS, statistic_for
@@ -77,6 +78,11 @@ class PruneStage(Calibrated):
     key_prefix: str
 
     @property
+    def lookahead(self) -> int:
+        """One block after the other: each sees what the one before has become."""
+        return 1
+
+    @property
     def rounds(self) -> int:
         """Steps of block recovery."""
         return self.recovery.steps if self.recovery else 0
@@ -100,8 +106,9 @@ class PruneStage(Calibrated):
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()
-    def advance(self, block: int, finished: Stored, shards: Mapping[int, Shard]) -> None:
+    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Shard]) -> None:
         """Replaces each window's hidden states by what the finished block makes of them."""
+        assert finished is not None
         tensors = read_block_file(open_store(self.before.store), finished.key, block)
         module = self._finished_decoder.block(block, tensors)
         for shard in shards.values():
@@ -128,7 +135,7 @@ class PruneStage(Calibrated):
             [shard.hidden for shard in shards.values()],
             groups,
             self._choices,
-            only_diagonal=self.pattern != "ffn" and self._statistic == "diagonal",
+            only_diagonal=self._only_diagonal,
         )
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -227,6 +234,10 @@ class PruneStage(Calibrated):
         return {name: torch.from_numpy(one).to(self.device) for name, one in arrays.items()}
 
     @property
+    def _only_diagonal(self) -> bool:
+        return self.pattern != "ffn" and self._statistic == "diagonal"
+
+    @property
     def _statistic(self) -> Literal["none", "diagonal", "gram"]:
         return statistic_for(self.solver.name, self.solver.goes_on)
 
@@ -237,6 +248,11 @@ class PruneStage(Calibrated):
     @cached_property
     def _finished_decoder(self) -> Decoder:
         return self._decoder_for(self.before.model_copy(update={"config": self.config}))
+
+
+@dataclass
+class DensePruneStage(OwnStates, PruneStage):  # type: ignore[misc]  # a stage is given what its own open_shard gave
+    """One stage in which every block sees the inputs that it had in `before`; without recovery."""
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

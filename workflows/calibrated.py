@@ -47,6 +47,11 @@ class Calibrated:
         return torch.tensor_split(self._tokens, self.shard_count)[shard]
 
     @property
+    def _only_diagonal(self) -> bool:
+        """Whether diagonals of Grams are enough; of work that looks at inputs."""
+        raise NotImplementedError
+
+    @property
     def _choices(self) -> int:
         """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
         return self._tokens.numel() * int(self.before.config.get("num_experts_per_tok", 0))

@@ -260,6 +260,7 @@ class Run:
             "solver": recipe.solver,
             "recovery": {"toward": identity(self.dense), "how": recipe.recovery} if recipe.recovery else None,
             "shares": shares,
+            "propagate": recipe.propagate,
             "dtype": recipe.dtype,
             **self.how(),
         }

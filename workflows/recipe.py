@@ -246,7 +246,11 @@ class Recipe(Strict):
     score: bool = Field(
         False, description="Keep a table of what every linear is worth even where the allocation needs none."
     )
-    propagate: Literal["pruned"] = Field("pruned", description="Later blocks see the inputs of the pruned ones.")
+    propagate: Literal["pruned", "dense"] = Field(
+        "pruned",
+        description="pruned: blocks in order, each sees what those before have become; dense: each sees what the "
+        "stage's first model gives it, so several are solved at once, with more error.",
+    )
     stages: tuple[Stage, ...] = Field((), description="Steps toward the target; one untuned step if not given.")
     gates: Gates = Field(Gates(), description="What every stage must meet.")
     format: Literal["huggingface", "compact"] = Field(
@@ -289,6 +293,12 @@ class Recipe(Strict):
                 f"allocation.windows is {self.allocation.windows}, but data.calibration.windows only "
                 f"{self.data.calibration.windows}; they are taken from these"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_sees_pruned_blocks(self) -> Self:
+        if self.recovery and self.propagate == "dense":
+            raise ValueError("recovery repairs a block for the inputs it will have; it needs propagate: pruned")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 The model's own blocks run, one after the other, and their inputs are gathered on the way: one pass over the windows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from cluster.storage import Stored, open_store
 from workflows.blockwork import RowChunk
-from workflows.calibrated import Calibrated
 from workflows.importance import read_gammas
 from workflows.level_files import level_file
 from workflows.models.checkpoint import Checkpoint
-from workflows.observing import inputs_of, move_on, summed
+from workflows.observing import summed
+from workflows.passing import OwnStates
 from workflows.pruning.solvers import SOLVERS
 from workflows.recipe import Solver
 from workflows.score_table import rows_of_head, score_linear
@@ -93,15 +93,7 @@ class Tried:
 
 
 @dataclass
-class Passing:
-    """Hidden states of a shard that enter the block at hand, and what it made of them once all were looked at."""
-
-    hidden: list[Tensor]
-    after: list[Tensor] | None = None
-
-
-@dataclass
-class ScoreStage(Calibrated):
+class ScoreStage(OwnStates):
     """A scoring pass over the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
@@ -127,37 +119,6 @@ class ScoreStage(Calibrated):
             for start in range(0, one.rows if self.levels else 0, step)
         ]
 
-    @torch.no_grad()
-    def open_shard(self, shard: int) -> Passing:
-        """The shard's windows as they enter block 0."""
-        return Passing(list(self._decoder.embed(self._of_shard(shard)).to(self.device).split(1)))
-
-    def advance(self, block: int, finished: Stored, shards: Mapping[int, Passing]) -> None:
-        """Moves each window through the block, unless that was done when it was looked at."""
-        behind = [shard for shard in shards.values() if shard.after is None]
-        module = self._decoder.block(block) if behind else None
-        for shard in shards.values():
-            if module is not None and shard.after is None:
-                move_on(self._decoder, block, module, shard.hidden)
-            else:
-                shard.hidden, shard.after = shard.after or [], None
-
-    def statistics(self, block: int, shards: Mapping[int, Passing], groups: Sequence[str]) -> Iterator[np.ndarray]:
-        """Grams [in, in] fp32, or their diagonals [in] where that is enough, shard by shard and group by group."""
-        moving = [list(shard.hidden) for shard in shards.values()]
-        yield from inputs_of(
-            self._decoder,
-            block,
-            self._decoder.block(block),
-            moving,
-            groups,
-            self._choices,
-            only_diagonal=self.gammas is None,
-            moving=True,
-        )
-        for shard, windows in zip(shards.values(), moving, strict=True):
-            shard.after = windows
-
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The Gram (or its diagonal); then the diagonal of the inverse, and what the solver makes of the Gram."""
         total = summed(parts).to(self.device)
@@ -178,6 +139,10 @@ class ScoreStage(Calibrated):
             return self._score(block, unit.linear, shared, gamma)
         assert gamma is not None
         return self._try(block, unit, shared[0], tuple(shared[2:]), gamma[unit.start : unit.stop])
+
+    @property
+    def _only_diagonal(self) -> bool:
+        return self.gammas is None
 
     def _score(self, block: int, linear: str, shared: Sequence[Tensor], gamma: Tensor | None) -> Scored:
         (_, weight), *_ = Checkpoint(self.before).read_block(block, lambda name: name == f"{linear}.weight")

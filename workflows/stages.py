@@ -12,7 +12,7 @@ from cluster.layerwise import run_blocks
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
-from workflows.blockwork import PruneStage
+from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.data.windows import Windows, from_parquet
 from workflows.evaluation.quality import Quality, measure_quality, merge
 from workflows.models.checkpoint import Checkpoint, is_prunable
@@ -80,7 +80,7 @@ def prune(
     stop: Stop,
 ) -> ModelState:
     """Prunes every block with the layer-wise engine; goes on after the blocks that were recorded before."""
-    stage = PruneStage(
+    stage = (PruneStage if recipe.propagate == "pruned" else DensePruneStage)(
         before=before,
         dense=dense,
         config=config,

@@ -65,6 +65,10 @@ def test_an_allocation_is_a_policy_or_a_policy_with_its_fields():
     )  # fmt: skip
 
 
+def test_recovery_needs_the_states_of_pruned_blocks():
+    refused("recovery repairs a block for the inputs it will have", recovery={"steps": 2}, propagate="dense")
+
+
 def test_the_same_job_is_the_same_run_wherever_it_runs():
     assert parse().run == parse(cluster={"workers": 8}).run
     assert parse().run != parse(seed=1).run

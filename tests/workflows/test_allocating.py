@@ -153,6 +153,7 @@ def test_the_table_of_a_stage_can_be_queried(model, allotted):
     assert (tokens, predicted) == (WINDOWS * LENGTH, WINDOWS * (LENGTH - 1))
 
 
+@pytest.mark.slow
 def test_one_worker_gives_the_shares_of_two(model, windows, allotted):
     assert allot(model, windows, SEARCH, "one", workers=1) == allotted["evolve"]
 

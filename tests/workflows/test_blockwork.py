@@ -10,7 +10,7 @@ from models_for_tests import write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from cluster.storage import open_store
-from workflows.blockwork import PruneStage
+from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
@@ -96,6 +96,7 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
             model(window[None], use_cache=False)
         for hook in hooks:
             hook.remove()
+        dense = {name: one.weight.data for name, one in linears.items()}
         if stage.pattern == "ffn":
             keep = stage.config["intermediate_size"]
             down = linears["mlp.down_proj"]
@@ -116,6 +117,9 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
                 one.weight.data = torch.cat(solved)
         prefix = f"model.layers.{index}."
         blocks.append({prefix + name: tensor.clone() for name, tensor in layer.state_dict().items()})
+        if isinstance(stage, DensePruneStage):  # what comes later sees nothing of it
+            for name, one in linears.items():
+                one.weight.data = dense[name]
     return blocks
 
 
@@ -139,6 +143,17 @@ def test_streamed_equals_whole_model_reference(tmp_path, pattern, sparsity, solv
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert ours[name].shape == theirs[name].shape
+            assert torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "solver"),
+    [("2:4", 0.5, "sparsegpt"), ("unstructured", 0.5, "wanda"), ("ffn", 0.25, "admm")],
+)
+def test_propagating_the_dense_states_equals_the_reference_too(tmp_path, pattern, sparsity, solver):
+    stage = DensePruneStage(**make_stage(tmp_path, pattern, sparsity, solver).__getstate__())
+    for ours, theirs in zip(streamed(stage), reference(stage), strict=True):
+        for name in ours:
             assert torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-3), name
 
 

@@ -12,7 +12,7 @@ from cluster.errors import Cancelled, Unavailable
 from cluster.layerwise import run_blocks, spread
 from cluster.session import gang, session
 from cluster.spec import ClusterSpec
-from workflows.blockwork import PruneStage
+from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.recipe import Recovery
 
 
@@ -105,6 +105,34 @@ def test_same_bytes_with_block_recovery_when_processes_are_killed(recovered, tmp
     killed.died = tmp_path
     assert hashes(run(killed, 2)) == expected
     assert {one.name for one in tmp_path.iterdir()} >= {"look", "refine"}
+
+
+@pytest.fixture(scope="module")
+def dense_states(embedded_ray, tmp_path_factory):
+    stage = DensePruneStage(**make_stage(tmp_path_factory.mktemp("dense"), "2:4", 0.5).__getstate__())
+    return stage, hashes(run(stage, 2))
+
+
+class KilledWithDenseStates(KilledEverywhere, DensePruneStage):
+    """The same for blocks that do not wait for each other."""
+
+
+def test_same_bytes_where_blocks_do_not_wait_for_each_other(dense_states, tmp_path):
+    stage, expected = dense_states
+    killed = KilledWithDenseStates(**stage.__getstate__())
+    killed.died = tmp_path
+    assert hashes(run(killed, 4)) == expected
+    assert {one.name for one in tmp_path.iterdir()} == {"statistics", "prepare", "solve", "assemble"}
+
+
+def test_a_run_whose_blocks_do_not_wait_goes_on_after_the_last_recorded_one(dense_states):
+    stage, expected = dense_states
+    recorded = []
+    with pytest.raises(Cancelled):
+        run(stage, 2, on_block=lambda block, stored: recorded.append(stored), stop=lambda: len(recorded) == 1)
+    later = []
+    assert hashes(run(stage, 1, recorded, lambda block, stored: later.append(block))) == expected
+    assert later == [1, 2]
 
 
 @pytest.mark.slow

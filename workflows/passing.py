@@ -1,0 +1,63 @@
+"""Work in which blocks see the model's own states: windows go through once, and are looked at on the way.
+
+No block waits for what becomes of the one before, so several are at work at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cluster.storage import Stored
+from workflows.calibrated import Calibrated
+from workflows.observing import inputs_of, move_on
+
+
+@dataclass
+class Passing:
+    """Hidden states of a shard that enter the block at hand, and what it made of them once all were looked at."""
+
+    hidden: list[torch.Tensor]
+    after: list[torch.Tensor] | None = None
+
+
+@dataclass
+class OwnStates(Calibrated):
+    """The part of a `cluster.layerwise.BlockWork` that moves shards; for work that changes no block's inputs."""
+
+    @property
+    def lookahead(self) -> int:
+        """Blocks at work at once: one is looked at, one is solved, one is written."""
+        return 3
+
+    @torch.no_grad()
+    def open_shard(self, shard: int) -> Passing:
+        """The shard's windows as they enter block 0."""
+        return Passing(list(self._decoder.embed(self._of_shard(shard)).to(self.device).split(1)))
+
+    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Passing]) -> None:
+        """Moves each window through the model's own block, unless that was done when it was looked at."""
+        behind = [shard for shard in shards.values() if shard.after is None]
+        module = self._decoder.block(block) if behind else None
+        for shard in shards.values():
+            if module is not None and shard.after is None:
+                move_on(self._decoder, block, module, shard.hidden)
+            else:
+                shard.hidden, shard.after = shard.after or [], None
+
+    def statistics(self, block: int, shards: Mapping[int, Passing], groups: Sequence[str]) -> Iterator[np.ndarray]:
+        """Grams [in, in] fp32, or their diagonals [in] where that is enough, shard by shard and group by group."""
+        moving = [list(shard.hidden) for shard in shards.values()]
+        yield from inputs_of(
+            self._decoder,
+            block,
+            self._decoder.block(block),
+            moving,
+            groups,
+            self._choices,
+            only_diagonal=self._only_diagonal,
+            moving=True,
+        )
+        for shard, windows in zip(shards.values(), moving, strict=True):
+            shard.after = windows
