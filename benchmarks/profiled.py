@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import workflows.blockwork as blockwork
+import workflows.observing as observing
 from cluster.storage import open_store
 from workflows.blockwork import PruneStage
 from workflows.models.checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def seconds_by_part(stage: PruneStage, work: Callable[[PruneStage], dict[str, An
     store = type(open_store(stage.before.store))
     where: list[tuple[Any, str, str]] = [
         (Decoder, "run", "forward passes, twice a block"),
-        (blockwork, "add_inputs", "Grams"),
+        (observing, "add_inputs", "Grams"),
         (PruneStage, "prepare", "factors of the Grams"),
         (PruneStage, "solve", "solves"),
         (Checkpoint, "read_linear_rows", "weights read"),

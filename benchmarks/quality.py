@@ -136,7 +136,8 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
                 found = list(stage.look(block, number, refined, shards))
                 refined, kept = stage.refine(block, number, refined, kept, found)
         blocks.append(stage.assemble(block, refined, results))
-        stage.advance(block, blocks[-1], shards)
+        if block + 1 < stage.block_count:
+            stage.advance(block, blocks[-1], shards)
     return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 

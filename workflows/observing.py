@@ -10,7 +10,7 @@ from torch import nn
 
 from workflows.models.decoder import Decoder
 from workflows.models.expert_names import same_kind
-from workflows.scoring.gram import add_inputs
+from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import shrink
 
 
@@ -72,6 +72,9 @@ def inputs_of(
                     output = decoder.run(block, module, hidden)
                     if moving:
                         windows[number] = output
+            if not only_diagonal:
+                for total in sums.values():
+                    mirror(total)
             for kind in same_kind(groups):
                 shrink([sums[name] for name in kind], choices)
             for name in groups:

@@ -21,7 +21,7 @@ from workflows.pruning.refit import refit
 from workflows.pruning.solvers import SOLVERS
 from workflows.pruning.swaps import swap
 from workflows.recipe import Solver
-from workflows.scoring.gram import add_inputs, damped
+from workflows.scoring.gram import add_inputs, damped, mirror
 
 LENGTH, WINDOWS, SHARDS, ROWS = 32, 6, 3, 24
 
@@ -96,6 +96,8 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
             model(window[None], use_cache=False)
         for hook in hooks:
             hook.remove()
+        for gram in grams.values():
+            mirror(gram)
         dense = {name: one.weight.data for name, one in linears.items()}
         if stage.pattern == "ffn":
             keep = stage.config["intermediate_size"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from workflows.pruning.ffn import keep_count, remove_channels
-from workflows.scoring.gram import add_inputs, damped
+from workflows.scoring.gram import add_inputs, damped, mirror
 
 DAMPING = 0.01
 
@@ -17,7 +17,7 @@ def problem(out: int, channels: int, seed: int = 0) -> tuple[torch.Tensor, torch
     mixing = torch.randn(channels, channels, generator=generator) / channels**0.5 + torch.eye(channels)
     gram = torch.zeros(channels, channels)
     add_inputs(gram, torch.randn(4 * channels, channels, generator=generator) @ mixing)
-    return torch.randn(out, channels, generator=generator), gram
+    return torch.randn(out, channels, generator=generator), mirror(gram)
 
 
 def optimum(down: torch.Tensor, hessian: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from cluster.session import ALLOCATOR
 from workflows.scoring import gram as grams
-from workflows.scoring.gram import add_inputs, damped, full_precision, inverse, inverse_factor
+from workflows.scoring.gram import NARROWEST, add_inputs, damped, full_precision, inverse, inverse_factor, mirror
 
 
 def some_gram(width: int = 24, tokens: int = 200, seed: int = 0) -> torch.Tensor:
@@ -18,7 +18,7 @@ def some_gram(width: int = 24, tokens: int = 200, seed: int = 0) -> torch.Tensor
     mixing = torch.randn(width, width, generator=generator)
     gram = torch.zeros(width, width)
     add_inputs(gram, torch.randn(tokens, width, generator=generator) @ mixing)
-    return gram
+    return mirror(gram)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -29,9 +29,21 @@ def test_inputs_add_up_over_calls_and_leading_dimensions(dtype: torch.dtype) -> 
     for part in inputs:
         add_inputs(gram, part)
     tokens = inputs.double().reshape(-1, 5)
-    torch.testing.assert_close(gram, (tokens.T @ tokens).float())
+    torch.testing.assert_close(mirror(gram), (tokens.T @ tokens).float())
     assert gram.dtype == torch.float32
     assert gram.data_ptr() == storage
+
+
+@pytest.mark.parametrize("width", [NARROWEST - 1, 2 * NARROWEST + 3, 9 * NARROWEST])
+def test_strips_make_up_the_whole_whatever_was_below_the_diagonal(width: int) -> None:
+    inputs = torch.randn(2, 20, width, generator=torch.Generator().manual_seed(1))
+    gram = torch.zeros(width, width)
+    gram += torch.full_like(gram, 7).tril(-1)
+    for part in inputs:
+        add_inputs(gram, part)
+    tokens = inputs.double().reshape(-1, width)
+    torch.testing.assert_close(mirror(gram), (tokens.T @ tokens).float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(gram, gram.mT)
 
 
 def test_no_tokens_add_nothing() -> None:
@@ -183,6 +195,7 @@ def test_gram_and_factor_on_a_gpu_are_full_fp32_even_when_tf32_is_on() -> None:
         gram = torch.zeros(256, 256, device="cuda")
         add_inputs(gram, inputs.cuda())
         expected = inputs.double().T @ inputs.double()
+        mirror(gram)
         torch.testing.assert_close(gram.cpu().double(), expected, rtol=1e-5, atol=1e-3)
         factor = inverse_factor(gram, 0.01)
     finally:

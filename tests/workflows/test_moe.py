@@ -29,7 +29,7 @@ from workflows.models.source import resolve_source
 from workflows.models.state import ModelState
 from workflows.pruning import patterns
 from workflows.recipe import Recipe, Recovery
-from workflows.scoring.gram import add_inputs
+from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import PRIOR, shrink
 from workflows.tuning.masks import pruned_positions
 
@@ -134,6 +134,7 @@ def test_grams_are_those_of_the_routed_tokens_and_lean_on_the_mean(tmp_path, fam
         for number, own in inputs.items():
             grams[number] = torch.zeros(own[place].shape[1], own[place].shape[1])
             add_inputs(grams[number], own[place])
+            mirror(grams[number])
         mean = sum(grams.values()) / (CHOICES * stage._tokens.numel())
         for number, gram in grams.items():
             wanted = gram + PRIOR * len(mean) * mean
@@ -310,6 +311,7 @@ def test_shrunk_parts_add_up_to_the_shrunk_whole(shards, width, seed):
     for shard in range(shards):
         for expert in range(3):
             add_inputs(parts[shard, expert], torch.randn(int(counts[shard, expert]), width, generator=random))
+            mirror(parts[shard, expert])
     whole, choices = parts.sum(0), int(counts.sum())
     wanted = whole + PRIOR * width * whole.sum(0) / choices
     for part in parts:

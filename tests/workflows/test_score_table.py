@@ -12,7 +12,7 @@ from test_importance import LENGTH, WINDOWS, make_pass, walked
 from cluster.storage import open_store
 from workflows.models.checkpoint import Checkpoint
 from workflows.score_table import LinearScore, rows_of_head, score_linear, table, write_table
-from workflows.scoring.gram import add_inputs
+from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.saliency import composite, inverse_diagonal
 
 LAYERS = 2
@@ -30,7 +30,7 @@ def grams_of(work) -> list[dict[str, torch.Tensor]]:
             module.get_submodule(name).register_forward_pre_hook(lambda _, a, gram=gram: add_inputs(gram, a[0]))
         with torch.no_grad():
             windows = [decoder.run(block, module, hidden) for hidden in windows]
-        found.append({one.name: grams[one.group] for one in decoder.linears(block)})
+        found.append({one.name: mirror(grams[one.group]) for one in decoder.linears(block)})
     return found
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workflows.pruning.patterns import achieved, pruned_count, verify
 from workflows.pruning.solvers import SOLVERS
-from workflows.scoring.gram import add_inputs, damped
+from workflows.scoring.gram import add_inputs, damped, mirror
 
 DAMPING = 0.01
 PATTERNS = [
@@ -28,7 +28,7 @@ def problem(rows: int, cols: int, seed: int = 0) -> tuple[torch.Tensor, torch.Te
     mixing = torch.randn(cols, cols, generator=generator) / cols**0.5 + torch.eye(cols)
     gram = torch.zeros(cols, cols)
     add_inputs(gram, torch.randn(4 * cols, cols, generator=generator) @ mixing)
-    return torch.randn(rows, cols, generator=generator), gram
+    return torch.randn(rows, cols, generator=generator), mirror(gram)
 
 
 def solve(name: str, weight: torch.Tensor, gram: torch.Tensor, pattern: str, sparsity: float) -> torch.Tensor:

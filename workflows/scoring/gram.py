@@ -14,6 +14,7 @@ from torch import Tensor
 log = structlog.get_logger()
 
 DAMPING_TRIES = 4
+NARROWEST = 256  # columns of a Gram for which products are made at once
 STRIP = 1024  # columns that are worked on at once where a matrix changes in place
 Found = TypeVar("Found")
 
@@ -31,14 +32,28 @@ def full_precision() -> Iterator[None]:
 
 @full_precision()
 def add_inputs(gram: Tensor, x: Tensor) -> None:
-    """Adds XᵀX to the Gram in place, without a second Gram in memory.
+    """Adds XᵀX to the upper triangle of a Gram in place, without a second Gram in memory; `mirror` does the rest, once.
+
+    Columns are taken in strips, and of each only what lies right of its beginning: a little more than half of the
+    products.
 
     Args:
-        gram: [in, in] fp32, changed.
+        gram: [in, in] fp32, changed; what is below the diagonal is not to be used before `mirror`.
         x: [..., in] inputs of the linear, any floating type; leading dimensions are tokens.
     """
     tokens = x.detach().reshape(-1, x.shape[-1]).float()
-    gram.addmm_(tokens.mT, tokens)
+    step = max(NARROWEST, len(gram) // 8)
+    for start in range(0, len(gram), step):
+        gram[start : start + step, start:].addmm_(tokens[:, start : start + step].mT, tokens[:, start:])
+
+
+def mirror(gram: Tensor) -> Tensor:
+    """Copies the upper triangle to below the diagonal, in place; returns the Gram."""
+    for start in range(0, len(gram), STRIP):
+        stop = min(start + STRIP, len(gram))
+        gram[start:stop, start:stop] = gram[start:stop, start:stop].triu() + gram[start:stop, start:stop].triu(1).mT
+        gram[stop:, start:stop] = gram[start:stop, stop:].mT
+    return gram
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
