@@ -1,5 +1,6 @@
 """The whole way, as a user goes it: the command line, a real Ray, real DeepSpeed ranks, a real S3 server."""
 
+import io
 import json
 import os
 import signal
@@ -116,6 +117,35 @@ def test_running_again_does_nothing_again(undisturbed):
     assert code == 0, shown
     assert records(undisturbed["to"]) == before
     assert shown.count("was done") == STEPS_OF_A_RUN == len(before)
+
+
+def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, tmp_path):
+    to = str(tmp_path / "out")
+    job = write_job(
+        tmp_path,
+        model,
+        to,
+        target={"pattern": "unstructured", "sparsity": 0.5},
+        allocation={"policy": "evolve", "generations": 2, "children": 2, "windows": 2},
+        stages=[{"sparsity": 0.5}],
+        gates={"perplexity_increase": 9.0, "worst_slice_increase": 9.0},
+    )
+    code, shown = run(job)
+    assert code == 0, shown
+    command = [sys.executable, "-m", "jobs.cli", "pull", "tiny@1", str(tmp_path / "release"), "--from", to]
+    subprocess.run(command, check=True, capture_output=True)
+    size = json.loads((tmp_path / "release" / "REPORT.json").read_text())["compressed_size"]
+    assert size["zeros"] / size["block_parameters"] == pytest.approx(0.5, abs=1e-3)
+    shares = [
+        share
+        for one in records(to).values()
+        if one["step"] == "allocate"
+        for block in one["result"]["shares"]
+        for share in block.values()
+    ]
+    assert max(shares) - min(shares) > 0.02
+    (table,) = [key for key in open_store(to).keys("runs/") if key.endswith("scores/1.parquet")]
+    assert pq.read_table(io.BytesIO(open_store(to).get(table))).num_rows > len(shares)
 
 
 @pytest.mark.slow

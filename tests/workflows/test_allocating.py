@@ -158,6 +158,7 @@ def test_one_worker_gives_the_shares_of_two(model, windows, allotted):
     assert allot(model, windows, SEARCH, "one", workers=1) == allotted["evolve"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_every_step_goes_on_and_ends_the_same(model, windows, allotted):
     did, seen = set(), []
 
