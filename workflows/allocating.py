@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cluster.layerwise import run_blocks
 from cluster.spec import ClusterSpec
 from cluster.storage import MissingKey, Store, Stored
 from workflows.allocation.evolution import offspring, survivor
+from workflows.calibrated import as_asked
 from workflows.divergence import Candidate, Divergence, divergences
 from workflows.importance import measure_importance, put_gammas
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe, Solver
 from workflows.score_table import table, write_table
 from workflows.scored import BlockScores, ScoreStage
+from workflows.stages import all_blocks
 from workflows.steps import Journal, Work
 from workflows.units import MIDDLE, Units, levels_for
 
@@ -148,25 +149,14 @@ class Allocating:
         def score(work: Work) -> Scores:
             self.connect()
             stage = ScoreStage(
-                before=before,
-                windows_key=windows.key,
-                shard_count=self.recipe.data.shards,
-                dtype=self.recipe.dtype,
-                device=self.recipe.device,
-                threads=self.recipe.threads,
+                **as_asked(self.recipe, before, windows),
                 gammas=gradients.stored if gradients else None,
                 levels=levels,
                 solver=solver,
                 key_prefix=work.prefix("scores"),
             )
 
-            def on_block(block: int, stored: Stored) -> None:
-                work.record_block(block, stored)
-                work.advanced(block + 1, before.block_count)
-
-            finished = work.finished_blocks()
-            blocks = run_blocks(stage, self.cluster, self.recipe.threads, finished, on_block, self.stop)
-            found = Scores(blocks=tuple(blocks), table=None)
+            found = Scores(blocks=all_blocks(work, stage, self.cluster, self.stop), table=None)
             if gradients is None:
                 return found
             rows = [row for block in _scores(work.store, found) for row in block.rows]
@@ -249,12 +239,7 @@ class Allocating:
         levels = tuple(one.levels for one in blocks if one.levels is not None)
         assert len(levels) == len(blocks)
         judge = Divergence(
-            before=before,
-            windows_key=windows.key,
-            shard_count=self.recipe.data.shards,
-            dtype=self.recipe.dtype,
-            device=self.recipe.device,
-            threads=self.recipe.threads,
+            **as_asked(self.recipe, before, windows),
             levels=levels,
             stride=JUDGED_EVERY,
         )

@@ -163,8 +163,8 @@ class PruneStage(Calibrated):
         )
         if hessian is not None:
             solved = refit(weight, solved, hessian, self.solver.refit)
-        if hessian is not None and self.solver.swaps:
-            solved = swap(weight, solved, hessian, patterns.parse(self.pattern), self.solver.swaps)
+            if self.solver.swaps:
+                solved = swap(weight, solved, hessian, patterns.parse(self.pattern), self.solver.swaps)
         return unit.linear, solved.to(stored.dtype).cpu()
 
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:

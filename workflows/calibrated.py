@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cluster.storage import open_store
+from cluster.storage import Stored, open_store
 from workflows.data.windows import from_parquet
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
+from workflows.recipe import Recipe
 
 
 @dataclass
@@ -73,3 +74,15 @@ class Calibrated:
     def __getstate__(self) -> dict[str, Any]:
         """What travels to workers: the fields, not what was made of them."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def as_asked(recipe: Recipe, before: ModelState, windows: Stored) -> dict[str, Any]:
+    """The fields of `Calibrated` as a recipe has them, for a model and the windows of all roles."""
+    return {
+        "before": before,
+        "windows_key": windows.key,
+        "shard_count": recipe.data.shards,
+        "dtype": recipe.dtype,
+        "device": recipe.device,
+        "threads": recipe.threads,
+    }

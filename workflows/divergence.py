@@ -5,7 +5,6 @@ are read once. Candidates share their hidden states for as long as they are equa
 itself; so one that differs in the last block alone costs no more than that block.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
+from cluster.layerwise import spread
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
@@ -158,10 +158,9 @@ def divergences(
         raise InputError(f"{windows} windows cannot be judged: take from 1 to {len(work._tokens)}, all there are")
     tokens = windows * len(work.positions)
     slots = min(cluster.workers, len(candidates))
-    bounds = [len(candidates) * slot // slots for slot in range(slots + 1)]
     parts = call_each(
         judge,
-        [(work, range(windows), candidates[low:high]) for low, high in itertools.pairwise(bounds)],
+        [(work, range(windows), [candidates[one] for one in own]) for own in spread(len(candidates), slots)],
         cpus=work.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,

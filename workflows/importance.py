@@ -24,7 +24,7 @@ from cluster.backwards import run_backwards
 from cluster.spec import ClusterSpec
 from cluster.storage import Store, Stored
 from workflows.boundaries import Boundaries
-from workflows.calibrated import Calibrated
+from workflows.calibrated import Calibrated, as_asked
 from workflows.models.checkpoint import BLOCK_PREFIX, as_tensor, header
 from workflows.models.experts import prunable
 from workflows.models.state import ModelState
@@ -184,12 +184,7 @@ def measure_importance(
         Unavailable: no machines within the time, or one gang after another was lost.
     """
     work = GradientPass(
-        before=before,
-        windows_key=windows.key,
-        shard_count=recipe.data.shards,
-        dtype=recipe.dtype,
-        device=recipe.device,
-        threads=recipe.threads,
+        **as_asked(recipe, before, windows),
         memory=int(cluster.spill_above_gib * GIB),
     )
     return work.result(*run_backwards(work, cluster, recipe.threads, on_step, stop))

@@ -174,20 +174,20 @@ class ScoreStage(OwnStates):
         """Writes the linears at every level, then the block's scores."""
         store, place = open_store(self.before.store), f"{self.key_prefix}/{block:05d}"
         scored = [one for one in results if isinstance(one, Scored)]
-        tried = [one for one in results if isinstance(one, Tried)]
+        tried: dict[str, list[Tried]] = {}
+        for one in results:
+            if isinstance(one, Tried):
+                tried.setdefault(one.linear, []).append(one)
         wanda = Spread.joined(one.wanda for one in scored)
-        costs = {one.linear: sum(own.costs for own in tried if own.linear == one.linear) for one in scored}
+        costs = {linear: np.add.reduce([own.costs for own in parts]).tolist() for linear, parts in tried.items()}
         levels = {
-            (one.linear, level): torch.cat([own.rows[level] for own in tried if own.linear == one.linear])
-            for one in scored
+            (linear, level): torch.cat([own.rows[level] for own in parts])
+            for linear, parts in tried.items()
             for level in range(len(self.levels))
         }
         found = BlockScores(
             linears={
-                one.linear: one.scores.model_copy(update={"costs": tuple(np.atleast_1d(costs[one.linear]).tolist())})
-                if self.levels
-                else one.scores
-                for one in scored
+                one.linear: one.scores.model_copy(update={"costs": tuple(costs.get(one.linear, ()))}) for one in scored
             },
             outliers=1 - wanda.share_below(OUTLIER * wanda.total / wanda.count),
             levels=store.put(f"{place}.safetensors", level_file(levels)) if levels else None,

@@ -13,6 +13,7 @@ from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
 from workflows.blockwork import DensePruneStage, PruneStage
+from workflows.calibrated import as_asked
 from workflows.data.windows import Windows, from_parquet
 from workflows.evaluation.quality import Quality, measure_quality, merge
 from workflows.models.checkpoint import Checkpoint, is_prunable
@@ -22,6 +23,7 @@ from workflows.models.state import ModelState
 from workflows.pruning.ffn import keep_count
 from workflows.pruning.patterns import parse
 from workflows.recipe import Recipe
+from workflows.scored import ScoreStage
 from workflows.steps import Work
 
 Stop = Callable[[], bool]
@@ -81,28 +83,28 @@ def prune(
 ) -> ModelState:
     """Prunes every block with the layer-wise engine; goes on after the blocks that were recorded before."""
     stage = (PruneStage if recipe.propagate == "pruned" else DensePruneStage)(
-        before=before,
+        **as_asked(recipe, before, windows),
         dense=dense,
         config=config,
-        windows_key=windows.key,
-        shard_count=recipe.data.shards,
         pattern=recipe.target.pattern,
         sparsity=sparsity,
         solver=recipe.solver,
         recovery=recipe.recovery,
         shares=shares,
-        dtype=recipe.dtype,
-        device=recipe.device,
-        threads=recipe.threads,
         key_prefix=work.prefix("blocks"),
     )
 
+    return before.model_copy(update={"config": config, "blocks": all_blocks(work, stage, cluster, stop)})
+
+
+def all_blocks(work: Work, stage: PruneStage | ScoreStage, cluster: ClusterSpec, stop: Stop) -> tuple[Stored, ...]:
+    """What the layer-wise engine makes of every block; each is recorded, and recorded ones are not done again."""
+
     def on_block(block: int, stored: Stored) -> None:
         work.record_block(block, stored)
-        work.advanced(block + 1, before.block_count)
+        work.advanced(block + 1, stage.block_count)
 
-    blocks = run_blocks(stage, cluster, recipe.threads, work.finished_blocks(), on_block, stop)
-    return before.model_copy(update={"config": config, "blocks": tuple(blocks)})
+    return tuple(run_blocks(stage, cluster, stage.threads, work.finished_blocks(), on_block, stop))
 
 
 def evaluate(
