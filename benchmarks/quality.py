@@ -10,6 +10,7 @@ it).
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -113,7 +114,7 @@ def stage_of(
         dtype="float32",
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
-        key_prefix="blocks",
+        key_prefix=f"blocks-{os.getpid()}",  # several processes may measure beside each other
     )
 
 

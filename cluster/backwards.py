@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.errors import Cancelled
+from cluster.freed import giving_back
 from cluster.layerwise import RETRIES, ShardedWork, awaited, dismiss, half_bundle, spread, with_gangs
 from cluster.losses import ours
 from cluster.spec import ClusterSpec
@@ -82,7 +83,8 @@ class BackwardWorker:
 
     def step(self, number: int) -> Sequence[Any]:
         """See `Walk.step`."""
-        return self.walk.step(number)
+        with giving_back():
+            return self.walk.step(number)
 
 
 def run_backwards(

@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import Cancelled
+from cluster.freed import giving_back
 from cluster.losses import AGAIN, MachinesLost, ours
 from cluster.session import gang
 from cluster.spec import ClusterSpec
@@ -123,7 +124,8 @@ class ShardWorker:
     def statistics(self, block: int, groups: Sequence[str], finished: Sequence[Stored]) -> Iterator[Any]:
         """Statistics of the inputs of one block, after catching up to it."""
         self._catch_up(block, finished)
-        yield from self.work.statistics(block, self.activations, groups)
+        with giving_back():
+            yield from self.work.statistics(block, self.activations, groups)
 
     def look(self, block: int, number: int, seen: Any, finished: Sequence[Stored]) -> Iterator[Any]:
         """A round's look at the result so far of one block, after catching up to it."""
@@ -136,7 +138,8 @@ class ShardWorker:
             self.position = 0
         while self.position < block:
             done = finished[self.position] if self.position < len(finished) else None
-            self.work.advance(self.position, done, self.activations)
+            with giving_back():
+                self.work.advance(self.position, done, self.activations)
             self.position += 1
 
 
@@ -144,35 +147,40 @@ class ShardWorker:
 def prepare(work: BlockWork, group: str, *parts: Any) -> Any:
     """See `BlockWork.prepare`."""
     work.setup()
-    return work.prepare(group, parts)
+    with giving_back():
+        return work.prepare(group, parts)
 
 
 @ray.remote(max_retries=RETRIES)
 def solve(work: BlockWork, block: int, unit: Unit, prepared: Any) -> Any:
     """See `BlockWork.solve`."""
     work.setup()
-    return work.solve(block, unit, prepared)
+    with giving_back():
+        return work.solve(block, unit, prepared)
 
 
 @ray.remote(max_retries=RETRIES, num_returns=2)
 def begin(work: RoundedWork, block: int, *results: Any) -> tuple[Any, Any]:
     """See `BlockWork.begin`."""
     work.setup()
-    return work.begin(block, results)
+    with giving_back():
+        return work.begin(block, results)
 
 
 @ray.remote(max_retries=RETRIES, num_returns=2)
 def refine(work: RoundedWork, block: int, number: int, seen: Any, kept: Any, *parts: Any) -> tuple[Any, Any]:
     """See `BlockWork.refine`."""
     work.setup()
-    return work.refine(block, number, seen, kept, parts)
+    with giving_back():
+        return work.refine(block, number, seen, kept, parts)
 
 
 @ray.remote(max_retries=RETRIES)
 def assemble(work: BlockWork, block: int, refined: Any | None, *results: Any) -> Stored:
     """See `BlockWork.assemble`."""
     work.setup()
-    return work.assemble(block, refined, results)
+    with giving_back():
+        return work.assemble(block, refined, results)
 
 
 def run_blocks(

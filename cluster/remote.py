@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.errors import Cancelled, Unavailable
+from cluster.freed import giving_back
 from cluster.losses import AGAIN, ours
 from cluster.session import shortage
 
@@ -22,7 +23,8 @@ ROOM_WITHIN = 300.0  # seconds in which a lost node may come back or be replaced
 
 @ray.remote(max_retries=RETRIES)
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+    with giving_back():
+        return function(*arguments)
 
 
 def call_each(

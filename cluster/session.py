@@ -17,10 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from cluster.credentials import for_workers
 from cluster.disk import is_full, not_written
 from cluster.errors import Cancelled, Unavailable
+from cluster.freed import ALLOCATOR
 from cluster.spec import ClusterSpec
 
-# glibc keeps freed blocks below its (growing) threshold; a fixed one gives the memory of dropped weights back.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 WORKER_ENVIRONMENT = ALLOCATOR | {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

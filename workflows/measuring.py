@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import transformers
 
+from cluster.freed import ALLOCATOR
 from cluster.hardware.profiles import HardwareProfile
 from cluster.remote import call_each, largest_node_cpus
-from cluster.session import ALLOCATOR
 from workflows.evaluation.cost import Traffic
 from workflows.evaluation.latency import Footprint, PairedTiming, Shape, measure_footprint, measure_latency
 from workflows.models.decoder import load_model
@@ -101,8 +101,8 @@ def load(state: ModelState, device: str) -> Any:
 def fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a new Python process and brings its result back.
 
-    The allocator is its own again there: that of a pruning worker gives memory back at once, which costs a server a
-    fifth of its speed.
+    The allocator is its own again there: that of a pruning worker keeps what was freed, and a server's peak would look
+    larger than it is.
     """
     for name in ALLOCATOR:
         os.environ.pop(name, None)  # read when a process starts: it means nothing any more to this one

@@ -15,6 +15,7 @@ from workflows.recipe import Recipe
 
 GIB = 1 << 30
 FFN_OUTPUT = "mlp.down_proj"
+KEPT = 16 << 20  # bytes that are free, and go back when a piece of work is done; see `cluster.freed`
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class WorkerMemory:
 
     @property
     def peak(self) -> int:
-        """A block, the next one on its way in, the activations, and what the hungriest step holds besides."""
-        return 2 * self.block + self.activations + max(self.grams, self.gradients, self.boundaries)
+        """A block, the next one on its way in, the activations, what the hungriest step holds besides, and a rest."""
+        return 2 * self.block + self.activations + max(self.grams, self.gradients, self.boundaries) + KEPT
 
 
 def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) -> WorkerMemory:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from cluster.session import ALLOCATOR
+from cluster.freed import ALLOCATOR
 from workflows.scoring import gram as grams
 from workflows.scoring.gram import NARROWEST, add_inputs, damped, full_precision, inverse, inverse_factor, mirror
 
