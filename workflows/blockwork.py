@@ -17,9 +17,8 @@ from workflows.models.state import ModelState
 from workflows.observing import inputs_of, move_on, summed
 from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
-from workflows.pruning.refit import refit
+from workflows.pruning.rows import prune_rows
 from workflows.pruning.solvers import SOLVERS, statistic_for
-from workflows.pruning.swaps import swap
 from workflows.recipe import Recovery, Solver
 from workflows.scoring.gram import damped
 
@@ -158,13 +157,8 @@ class PruneStage(Calibrated):
             kept, repaired = ffn.remove_channels(weight, shared[0], keep, self.solver.damping)
             return kept.cpu(), repaired.to(stored.dtype).cpu()
         hessian = shared[-1] if self.solver.goes_on else None
-        solved = SOLVERS[self.solver.name].solve(
-            weight, shared if hessian is None else shared[:-1], self.pattern, self._share(block, unit.linear)
-        )
-        if hessian is not None:
-            solved = refit(weight, solved, hessian, self.solver.refit)
-            if self.solver.swaps:
-                solved = swap(weight, solved, hessian, patterns.parse(self.pattern), self.solver.swaps)
+        own = shared if hessian is None else shared[:-1]
+        solved = prune_rows(weight, own, hessian, self.pattern, self._share(block, unit.linear), self.solver)
         return unit.linear, solved.to(stored.dtype).cpu()
 
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
