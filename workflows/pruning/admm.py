@@ -3,10 +3,11 @@
 In the column-normalised space (W·s with s = √diag H, so that H has a unit diagonal) it alternates
 
     W ← argmin tr((W - W₀) H (W - W₀)ᵀ) + ρ ‖W - D + V/ρ‖²,  that is  (W₀H - V + ρD)(H + ρI)⁻¹
-    D ← the largest entries of W + V/ρ that the pattern allows
+    D ← the largest entries of P = W + V/ρ that the pattern allows
     V ← V + ρ (W - D)
 
 with ρ rising from values at which the mask still moves to values at which it is settled, and refits the survivors.
+D is what P keeps, and V is ρ times what P does not keep: so P and a mask are all that a turn hands on.
 
 ρ rises in every turn, but only few inverses are made. With an anchor σ near ρ, the first line's equation is
 W (H + σI) = W₀H - V + ρD + (σ - ρ) W; with the last turn's W on the right, one product with (H + σI)⁻¹ is a step
@@ -20,7 +21,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from workflows.pruning.patterns import keep_mask_by_count, parse, pruned_count
+from workflows.pruning.patterns import keep_mask_by_count, nearly_kept, parse, pruned_count
 from workflows.pruning.refit import refit
 from workflows.scoring.gram import damped, full_precision, with_rising_damping
 
@@ -70,16 +71,16 @@ class Admm:
         if not torch.isfinite(target).all():
             raise ValueError("the weights or the calibration inputs hold NaN or infinity")
 
-        def nearest(point: Tensor) -> Tensor:
-            """The nearest matrix of the pattern."""
-            scores = point.abs().masked_fill_(was_zero, -1)
-            return point.masked_fill(was_zero | ~keep_mask_by_count(scores, group, count), 0)
-
-        free, sparse, dual = dense, nearest(dense), torch.zeros_like(dense)
+        free = point = dense
+        before = 0.0
         for penalty in PENALTIES:
+            keep = nearly_kept(point.abs().masked_fill_(was_zero, 0), group, count)
             nearer = int(penalty**2 > ANCHORS[0] * ANCHORS[1])  # on the scale on which ρ rises evenly
-            wanted = (target - dual).add_(sparse, alpha=penalty).add_(free, alpha=ANCHORS[nearer] - penalty)
-            free = wanted @ inverses[nearer]
-            sparse = nearest(free + dual / penalty)
-            dual.add_(free - sparse, alpha=penalty)
+            dropped = point.masked_fill(keep, 0)
+            wanted = torch.add(target, point, alpha=penalty).add_(dropped, alpha=-penalty - before)
+            free = wanted.add_(free, alpha=ANCHORS[nearer] - penalty) @ inverses[nearer]
+            point = torch.add(free, dropped, alpha=before / penalty)
+            before = penalty
+        scores = point.abs().masked_fill_(was_zero, -1)
+        sparse = point.masked_fill(was_zero | ~keep_mask_by_count(scores, group, count), 0)
         return refit(dense, sparse, hessian, REFIT_STEPS) / scales.masked_fill(scales == 0, 1)

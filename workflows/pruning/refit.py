@@ -25,7 +25,7 @@ def refit(dense: Tensor, pruned: Tensor, hessian: Tensor, steps: int) -> Tensor:
     Returns:
         The refitted rows as a new tensor.
     """
-    keep = pruned != 0
+    keep = (pruned != 0).to(pruned.dtype)  # products with truth values take several times longer
     scale = hessian.diagonal().reciprocal()
     weight = pruned.clone()
     residual = ((dense - pruned) @ hessian).mul_(keep)
