@@ -143,6 +143,12 @@ class ShardWorker:
             self.position += 1
 
 
+@ray.remote(max_retries=0)
+def warm_up(work: BlockWork) -> None:
+    """Imports what tasks need, while workers open their shards; else the first block would wait for it."""
+    work.setup()
+
+
 @ray.remote(max_retries=RETRIES)
 def prepare(work: BlockWork, group: str, *parts: Any) -> Any:
     """See `BlockWork.prepare`."""
@@ -281,6 +287,8 @@ def _attempt(
         ShardWorker.options(**resources).remote(work, shards)  # type: ignore[attr-defined]
         for shards in spread(work.shard_count, len(group.bundle_specs))
     ]
+    for _ in workers:
+        warm_up.options(**resources).remote(shared)
     units = work.units()
     at_work: list[Any] = []
     try:
