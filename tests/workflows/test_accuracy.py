@@ -6,16 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from classifiers_for_tests import sentences, word_tokenizer, write_tiny_classifier
+from classifiers_for_tests import sentences, word_tokenizer, write_sentences, write_tiny_classifier
 from torch.nn import functional
 
+from cluster.errors import InputError
 from workflows.data.windows import Windows
 from workflows.evaluation.gates import Verdict, judge
+from workflows.evaluation.live import judge_live
 from workflows.evaluation.measures import ACCURACY, PERPLEXITY, macro_f1, measure_of
 from workflows.evaluation.quality import Quality, WindowScore, measure_quality, merge
+from workflows.models.source import resolve_source
 from workflows.models.state import ModelState
 from workflows.models.whole import load_model
-from workflows.recipe import Gates
+from workflows.recipe import DataSource, Gates, Recipe
 
 
 def score(label: int, chosen: int, name: str = "all", loss: float | None = 0.5) -> WindowScore:
@@ -104,6 +107,23 @@ def test_a_broken_classifier_fails_without_nan():
     assert "NaN" not in verdict.model_dump_json()
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
     assert ACCURACY.shown(ACCURACY.value(after)) == "broken"
+
+
+def test_a_live_classifier_is_judged_on_fresh_labels(tmp_path):
+    source = resolve_source(str(write_tiny_classifier(tmp_path / "model")), tmp_path / "cache")
+    table = write_sentences(tmp_path / "fresh.tsv", 20)
+    fresh = DataSource(source=str(table), text="sentence", label="label", slice="kind", length=16)
+    part = fresh.model_dump()
+    data = {
+        "calibration": part | {"part": [0, 0.3], "windows": 4},
+        "tuning": part | {"part": [0.3, 0.6]},
+        "evaluation": part | {"part": [0.6, 1]},
+    }
+    recipe = Recipe.model_validate({"model": "m", "data": data, "target": {"pattern": "2:4", "sparsity": 0.5}})
+    verdict = judge_live(source, source, fresh, recipe)
+    assert (verdict.passed, verdict.measure, verdict.increase) == (True, "accuracy", 0.0)
+    with pytest.raises(InputError, match=r"data\.label: .* with labels; name their column"):
+        judge_live(source, source, fresh.model_copy(update={"label": None}), recipe)
 
 
 def test_verdicts_of_older_reports_are_those_of_perplexity():

@@ -9,6 +9,8 @@ import pyarrow.csv
 from cluster.errors import InputError
 
 LARGEST_FILE = 1 << 30  # bytes; the reader counts them in 32 bits
+MOST_COLUMNS = 4096
+SHOWN = 20  # columns in an error
 
 
 def read_separated(content: bytes, address: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -28,6 +30,8 @@ def read_separated(content: bytes, address: str, columns: list[str]) -> list[dic
     if len(content) > LARGEST_FILE:
         raise InputError(f"{address}: too much text; at most {LARGEST_FILE >> 30} GiB are read")
     tabs = Path(address).suffix.lower() == ".tsv"
+    if content.partition(b"\n")[0].count(b"\t" if tabs else b",") >= MOST_COLUMNS:
+        raise InputError(f"{address}: its first line names more than {MOST_COLUMNS} columns")
     try:
         table = pyarrow.csv.read_csv(
             pyarrow.py_buffer(content),
@@ -45,5 +49,5 @@ def read_separated(content: bytes, address: str, columns: list[str]) -> list[dic
     for column in columns:
         if names.count(column) != 1:
             found = "no column" if column not in names else "more than one column"
-            raise InputError(f"{address}: {found} {column!r}; there are: {', '.join(map(str, names))}")
+            raise InputError(f"{address}: {found} {column!r}; there are: {', '.join(names[:SHOWN])}")
     return list(table.select(columns).to_pylist())
