@@ -6,15 +6,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from classifiers_for_tests import LABELS, sentences, word_tokenizer, write_sentences
+from classifiers_for_tests import LABELS, sentences, word_tokenizer, write_sentences, write_tiny_classifier
 from pydantic import ValidationError
 
 from cluster.errors import InputError
+from jobs.admitting import with_gates
 from jobs.job import Job, dump_job, parse_job
+from jobs.tenants import Tenant
 from workflows.data.labelled import build_labelled, labelled_windows
 from workflows.data.sources import read_documents
 from workflows.data.windows import from_parquet, to_parquet
+from workflows.models.source import load_tokenizer, resolve_source
+from workflows.models.state import ModelState
 from workflows.recipe import Data, DataSource
+from workflows.stages import check_task
 from workflows.steps import digest
 
 TOKENIZER, NAMES = word_tokenizer(), list(LABELS.values())
@@ -197,3 +202,39 @@ def test_jobs_of_language_models_keep_their_names_and_step_keys():
 def test_gates_and_roles_must_fit(fields, message):
     with pytest.raises(ValidationError, match=message):
         Job.model_validate(fields)
+
+
+def test_the_data_must_be_what_the_model_needs(tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "max_position_embeddings": 64}
+    bert = ModelState(source="m", source_digest="", config=config, store=str(tmp_path))
+    llama = bert.model_copy(update={"config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}})
+    labelled, text = (Job.model_validate(fields).recipe for fields in (job(), job(data={})))
+    check_task(bert, labelled)
+    check_task(llama, text)
+    with pytest.raises(InputError, match=r"data\.evaluation\.label: LlamaForCausalLM is a language model"):
+        check_task(llama, labelled)
+    with pytest.raises(InputError, match=r"data\.evaluation\.label: BertForSequenceClassification is a classifier"):
+        check_task(bert, text)
+    short = bert.model_copy(update={"config": config | {"max_position_embeddings": 12}})
+    with pytest.raises(InputError, match=r"data\.calibration\.length: 16 tokens, but the model has positions for 12"):
+        check_task(short, labelled)
+
+
+def test_a_tenants_gates_for_classifiers():
+    tenant = Tenant(members=("*",), prefixes=("/out",), gates={"accuracy_drop": 0.02, "perplexity_increase": 0.05})
+    one = with_gates(Job.model_validate(job()), tenant)
+    assert (one.gates.accuracy_drop, one.gates.perplexity_increase) == (0.02, 0.1)
+    with pytest.raises(InputError, match=r"gates\.accuracy_drop: 0\.03 is looser than tenant default allows \(0\.02\)"):
+        with_gates(Job.model_validate(job(gates={"accuracy_drop": 0.03})), tenant)
+    text = with_gates(Job.model_validate(job(data={})), tenant)
+    assert (text.gates.accuracy_drop, text.gates.perplexity_increase) == (None, 0.05)
+
+
+def test_a_vocabulary_without_a_tokenizer_file_is_enough(tmp_path):
+    model = write_tiny_classifier(tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    words = sorted(TOKENIZER.get_vocab().items(), key=lambda one: one[1])
+    (model / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    found = load_tokenizer(resolve_source(str(model), tmp_path / "cache"))
+    assert found("bright1 dark2")["input_ids"] == TOKENIZER("bright1 dark2")["input_ids"]
