@@ -63,7 +63,7 @@ def write_checkpoint(directory: Path, config: dict = LLAMA_3_8B) -> int:
 
 def shapes_of(config: dict) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor by its full name, as transformers names them."""
-    from workflows.models.decoder import empty_model
+    from workflows.models.whole import empty_model
 
     return {name: tuple(one.shape) for name, one in empty_model(config, torch.bfloat16).named_parameters()}
 

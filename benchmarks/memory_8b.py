@@ -193,7 +193,7 @@ def check_whole(directory: Path, asked: argparse.Namespace) -> dict[str, int]:
     assert len(finished) == asked.blocks
     for block, stored in enumerate(finished):
         assert work.store.verify(stored), stored.key
-        for name, tensor in read_block_file(work.store, stored.key, block):
+        for name, tensor in read_block_file(work.store, stored.key, f"model.layers.{block}."):
             look(f"model.layers.{block}.{name}", tensor)
             if name.removesuffix(".weight") in linears:
                 patterns.verify(tensor, asked.pattern, 0.5)

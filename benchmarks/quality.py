@@ -33,9 +33,9 @@ from workflows.allocating import Allocating, Shares
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.evaluation.quality import measure_quality
-from workflows.models.decoder import load_model
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.recipe import Recipe, Recovery, Solver
 from workflows.steps import Journal
 
@@ -124,7 +124,7 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     stage.setup()
     units = stage.units()
     groups = sorted({unit.group for unit in units if unit.group})
-    shards = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
+    shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     blocks = []
     for block in range(stage.block_count):
         parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []

@@ -78,11 +78,12 @@ def with_gates(job: Job, tenant: Tenant) -> Job:
         InputError: its own are looser than the tenant allows.
     """
     changes = {}
-    for name in ("perplexity_increase", "worst_slice_increase"):
+    names = ("perplexity_increase", "worst_slice_increase")
+    for name in ("accuracy_drop", "worst_slice_drop") if job.classifies else names:
         limit, asked = getattr(tenant.gates, name), getattr(job.gates, name)
         if limit is None:
             continue
-        if name not in job.gates.model_fields_set:
+        if asked is None or name not in job.gates.model_fields_set:
             changes[name] = limit
         elif asked > limit and not tenant.gates.may_loosen:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cluster.errors import Cancelled, GateNotMet, InputError, KarikomiError, Unavailable
 from jobs.records import Ended, Figures, Result
 from jobs.redacting import redact
+from workflows.events import by_name
 
 if TYPE_CHECKING:  # a scheduler that only looks loads no torch
     from workflows.compress import Outcome
@@ -57,6 +58,5 @@ def figures_of(outcome: Outcome) -> Figures:
     return Figures(
         stages=len(passed),
         sparsity=passed[-1].sparsity if passed else 0.0,
-        perplexity_increase=judged.increase,
-        worst_slice_increase=judged.worst_increase,
+        **by_name(judged.measure, judged.increase, judged.worst_increase),
     )

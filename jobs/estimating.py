@@ -20,10 +20,10 @@ from jobs.metering import most_held
 from jobs.pricing import Account, account_for
 from jobs.records import Usage
 from jobs.tenants import Tenants, load_tenants
-from workflows.models.decoder import empty_model
 from workflows.models.expert_names import share_of_tokens
 from workflows.models.experts import prunable
 from workflows.models.source import config_of
+from workflows.models.whole import empty_model, layers_of
 from workflows.recipe import Recipe
 from workflows.units import LEVELS
 
@@ -90,9 +90,10 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
     """
     with torch.device("meta"):
         model = empty_model(config, torch.bfloat16)
-    layers = model.model.layers
+    layers = layers_of(model, config)
     everything = sum(one.numel() for one in model.parameters())
-    embedding = 0 if config.get("tie_word_embeddings") else model.get_input_embeddings().weight.numel()
+    is_head = config.get("tie_word_embeddings") and not recipe.classifies
+    embedding = 0 if is_head else model.get_input_embeddings().weight.numel()
     blocks = sum(one.numel() * share_of_tokens(name, config) for name, one in layers.named_parameters())
     # A tied embedding is the head, and works for every token; another is only looked up. Of experts, only some work.
     used = everything - sum(one.numel() for one in layers.parameters()) + blocks - embedding

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from cluster.errors import KarikomiError
 from cluster.storage import Store
 from jobs.records import Record, Started
-from workflows.events import Event, GateJudged, StepEnded
+from workflows.events import Event, GateJudged, StepEnded, by_name
 
 
 class StepMeasure(Record):
@@ -22,12 +22,14 @@ class StepMeasure(Record):
 
 
 class GateMeasure(Record):
-    """A stage's gate: increases over the dense model as shares; None when the model is broken."""
+    """A stage's gate: by how much the model is worse, as shares; None when it is broken, or judged by the other two."""
 
     stage: int
     passed: bool
     perplexity_increase: float | None
     worst_slice_increase: float | None
+    accuracy_drop: float | None = None
+    worst_slice_drop: float | None = None
 
 
 class Measures(Record):
@@ -51,8 +53,7 @@ class Measures(Record):
             gate = GateMeasure(
                 stage=event.stage,
                 passed=event.passed,
-                perplexity_increase=event.increase,
-                worst_slice_increase=event.worst_increase,
+                **by_name(event.measure, event.increase, event.worst_increase),
             )
             return self.model_copy(update={"gates": (*self.gates, gate)})
         return self

@@ -196,6 +196,10 @@ def _numbers(recent: list[Observed]) -> Iterator[Metric]:
         "karikomi_run_gate_perplexity_increase", "Perplexity over the dense model's, as a share.", labels=at_stage
     )
     worst = GaugeMetricFamily("karikomi_run_gate_worst_slice_increase", "The same on the worst slice.", labels=at_stage)
+    drop = GaugeMetricFamily("karikomi_run_gate_accuracy_drop", "Accuracy lost, of classifiers.", labels=at_stage)
+    worst_drop = GaugeMetricFamily(
+        "karikomi_run_gate_worst_slice_drop", "The same on the worst slice.", labels=at_stage
+    )
     weight = GaugeMetricFamily("karikomi_run_weight_bytes", "Bytes of all weights.", labels=(*RUN, "model"))
     for one in recent:
         if one.measures is None:
@@ -205,14 +209,18 @@ def _numbers(recent: list[Observed]) -> Iterator[Metric]:
         for gate in one.measures.gates:
             labels = [*one.labels, str(gate.stage)]
             passed.add_metric(labels, int(gate.passed))
-            if gate.perplexity_increase is not None:
-                increase.add_metric(labels, gate.perplexity_increase)
-            if gate.worst_slice_increase is not None:
-                worst.add_metric(labels, gate.worst_slice_increase)
+            for family, number in (
+                (increase, gate.perplexity_increase),
+                (worst, gate.worst_slice_increase),
+                (drop, gate.accuracy_drop),
+                (worst_drop, gate.worst_slice_drop),
+            ):
+                if number is not None:
+                    family.add_metric(labels, number)
         for model, size in (("dense", one.measures.dense_bytes), ("compressed", one.measures.compressed_bytes)):
             if size is not None:
                 weight.add_metric([*one.labels, model], size)
-    yield from (seconds, passed, increase, worst, weight)
+    yield from (seconds, passed, increase, worst, drop, worst_drop, weight)
 
 
 def _use(recent: list[Observed]) -> Iterator[Metric]:

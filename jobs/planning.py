@@ -8,6 +8,7 @@ from jobs.job import Job
 from jobs.pricing import money
 from jobs.records import asked_by
 from workflows.compress import compress
+from workflows.evaluation.measures import ACCURACY, PERPLEXITY
 from workflows.events import Event, StepEnded
 from workflows.memory import worker_memory
 from workflows.models.source import resolve_source
@@ -42,6 +43,7 @@ def sentences(job: Job) -> Iterator[str]:
         f"Model: {recipe.model}, {source.config['num_hidden_layers']} blocks of width {source.config['hidden_size']}, "
         f"digest {source.digest[:12]}; it is only read."
     )
+    measure = ACCURACY if recipe.classifies else PERPLEXITY
     for number, stage in enumerate(recipe.stages, 1):
         tune = stage.tune
         repair = f"then {tune.steps} tuning steps on {tune.ranks} ranks (ZeRO-{tune.zero})" if tune else "untuned"
@@ -50,8 +52,7 @@ def sentences(job: Job) -> Iterator[str]:
         how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
         yield (
             f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
-            f"{allocation}{recovery}{repair}; gate: perplexity at most +{recipe.gates.perplexity_increase:.0%}, "
-            f"worst slice at most +{recipe.gates.worst_slice_increase:.0%}."
+            f"{allocation}{recovery}{repair}; gate: {measure.allowed(recipe.gates)}."
         )
     memory = worker_memory(source.config, recipe, cluster)
     yield (

@@ -92,12 +92,14 @@ class Progress(Record):
 
 
 class Figures(Record):
-    """What came out in numbers; increases are shares (0.1 is 10 %), None when the model is broken."""
+    """What came out in numbers, as shares (0.1 is 10 %); None when the model is broken, or judged by the other two."""
 
     stages: int = Field(description="Stages that met their gates.")
     sparsity: float = Field(description="Of the last of them; 0 when none did.")
     perplexity_increase: float | None
     worst_slice_increase: float | None
+    accuracy_drop: float | None = None
+    worst_slice_drop: float | None = None
 
 
 class Cancel(Record):

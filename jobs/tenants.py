@@ -18,7 +18,7 @@ from cluster.storage import open_store
 from cluster.strict import Strict
 from cluster.yaml_files import LARGEST_FILE, load_yaml, read_text
 from jobs.prefixes import parts, within
-from workflows.recipe import Name
+from workflows.recipe import Name, Share
 
 VARIABLE = "KARIKOMI_TENANTS"
 QUOTED = re.compile(r"'.*'")  # what YAML's errors show of a file
@@ -30,6 +30,8 @@ class TenantGates(Strict):
 
     perplexity_increase: Amount | None = Field(None, description="As in a job's gates.")
     worst_slice_increase: Amount | None = Field(None, description="As in a job's gates.")
+    accuracy_drop: Share | None = Field(None, description="As in a job's gates; for classifiers.")
+    worst_slice_drop: Share | None = Field(None, description="As in a job's gates; for classifiers.")
     may_loosen: bool = Field(False, description="Jobs may ask for looser gates; then these are only defaults.")
 
 

@@ -160,7 +160,9 @@ class Allocating:
             if gradients is None:
                 return found
             rows = [row for block in _scores(work.store, found) for row in block.rows]
-            predicted = gradients.tokens - gradients.tokens // self.recipe.data.calibration.length
+            calibration = self.recipe.data.calibration
+            texts = calibration.windows  # a classifier predicts once for each, a language model all tokens but one
+            predicted = texts if self.recipe.classifies else gradients.tokens - gradients.tokens // calibration.length
             lines = table(rows, gradients.tokens, predicted, gradients.loss)
             return found.model_copy(update={"table": write_table(work.store, self.journal.root, number, lines)})
 

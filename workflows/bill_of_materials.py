@@ -8,6 +8,7 @@ import uuid
 from typing import Any
 
 from cluster.version import VERSION
+from workflows.evaluation.measures import measure_of
 from workflows.evaluation.quality import Quality
 from workflows.formats.huggingface import Formatted
 from workflows.provenance import Material, Origin, timestamp
@@ -116,27 +117,33 @@ def _data(material: Material) -> dict[str, Any]:
 
 def _model_card(origin: Origin, report: Report) -> dict[str, Any]:
     architectures = origin.config.get("architectures") or ["unknown"]
+    measure = report.measure
+    further = measure.further(report.compressed)
+    judged_by = [measure.name, further[0].label]
     return {
         "modelParameters": {
-            "approach": {"type": "self-supervised"},
-            "task": "text-generation",
+            "approach": {"type": "supervised" if report.dense.classifies else "self-supervised"},
+            "task": "text-classification" if report.dense.classifies else "text-generation",
             "architectureFamily": str(origin.config.get("model_type", "unknown")),
             "modelArchitecture": str(architectures[0]),
             "datasets": [{"ref": f"data/{one.name}"} for one in origin.data],
             "inputs": [{"format": "text"}],
-            "outputs": [{"format": "text"}],
+            "outputs": [{"format": "class" if report.dense.classifies else "text"}],
         },
         "quantitativeAnalysis": {
             "performanceMetrics": [
-                *_metrics("perplexity", report.compressed),
-                *_metrics("perplexity of the dense model", report.dense),
-                {"type": "token accuracy", "value": f"{report.compressed.token_accuracy:.6g}"},
-                {"type": "token accuracy of the dense model", "value": f"{report.dense.token_accuracy:.6g}"},
+                *_metrics(measure.name, report.compressed),
+                *_metrics(f"{measure.name} of the dense model", report.dense),
+                *({"type": one.label, "value": f"{one.value:.6g}"} for one in further),
+                *(
+                    {"type": f"{one.label} of the dense model", "value": f"{one.value:.6g}"}
+                    for one in measure.further(report.dense)
+                ),
             ]
         },
         "considerations": {
             "technicalLimitations": [
-                "Judged by perplexity and token accuracy on the evaluation data named here, and on nothing else.",
+                f"Judged by {' and '.join(judged_by)} on the evaluation data named here, and on nothing else.",
                 "Whatever limits the dense model's use limits this one's.",
             ],
             "performanceTradeoffs": [verdict(report), report.published_stage.verdict.sentence],
@@ -151,10 +158,11 @@ def _metrics(kind: str, quality: Quality) -> list[dict[str, Any]]:
         named += [(name, quality.of_slice(name)) for name in quality.slices]
     metrics = []
     for name, one in named:
-        interval = one.interval()
-        if one.perplexity is None or interval is None:
+        measure = measure_of(one)
+        value, interval = measure.value(one), measure.interval(one)
+        if value is None or interval is None:
             continue
-        metric = {"type": kind, "value": f"{one.perplexity:.6g}"} | ({"slice": name} if name is not None else {})
+        metric = {"type": kind, "value": f"{value:.6g}"} | ({"slice": name} if name is not None else {})
         bounds = {"lowerBound": f"{interval[0]:.6g}", "upperBound": f"{interval[1]:.6g}"}
         metrics.append({**metric, "confidenceInterval": bounds})
     return metrics

@@ -11,8 +11,9 @@ import torch
 
 from cluster.storage import Stored, open_store
 from workflows.calibrated import Calibrated
+from workflows.models.blocks import Blocks
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
-from workflows.models.decoder import Decoder
+from workflows.models.families import Family, family_of
 from workflows.models.state import ModelState
 from workflows.observing import inputs_of, move_on, summed
 from workflows.passing import OwnStates
@@ -23,8 +24,6 @@ from workflows.recipe import Recovery, Solver
 from workflows.scoring.gram import damped
 
 Arrays = dict[str, np.ndarray]
-FFN_OUTPUT = "mlp.down_proj"
-FFN_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
 
 # Read-only arrays come from Ray's object store without a copy; nobody writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -90,7 +89,9 @@ class PruneStage(Calibrated):
         """Row chunks of all linears of a block; the whole output projection at once for structured removal."""
         linears = self._decoder.linears(0)
         if self.pattern == "ffn":
-            return [RowChunk(one.name, 0, one.rows, one.group) for one in linears if one.name == FFN_OUTPUT]
+            return [
+                RowChunk(one.name, 0, one.rows, one.group) for one in linears if one.name == self._family.ffn_output
+            ]
         needs_data = self._statistic != "none"
         return [
             RowChunk(one.name, start, min(start + self.solver.rows, one.rows), one.group if needs_data else None)
@@ -101,14 +102,14 @@ class PruneStage(Calibrated):
     @torch.no_grad()
     def open_shard(self, shard: int) -> Shard:
         """The shard's windows as they enter block 0."""
-        hidden = list(self._decoder.embed(self._of_shard(shard)).to(self.device).split(1))
+        hidden = self._entering(shard)
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()
     def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Shard]) -> None:
         """Replaces each window's hidden states by what the finished block makes of them."""
         assert finished is not None
-        tensors = read_block_file(open_store(self.before.store), finished.key, block)
+        tensors = read_block_file(open_store(self.before.store), finished.key, self.before.prefix(block))
         module = self._finished_decoder.block(block, tensors)
         for shard in shards.values():
             move_on(self._finished_decoder, block, module, shard.hidden)
@@ -162,9 +163,8 @@ class PruneStage(Calibrated):
         return unit.linear, solved.to(stored.dtype).cpu()
 
     def begin(self, block: int, results: Sequence[Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
-        """The pruned linears' weights, fp32, by name, and Adam's moments."""
-        changed = self._changed(block, results)
-        weights = {name: one.float() for name, one in changed.items() if name.endswith(".weight")}
+        """The pruned linears' weights (and biases that lost rows with them), fp32, by name, and Adam's moments."""
+        weights = {name: one.float() for name, one in self._changed(block, results).items()}
         nothing = _arrays(recovery.no_moment(weights))
         return _arrays(weights), (nothing, nothing)
 
@@ -206,7 +206,7 @@ class PruneStage(Calibrated):
                 patterns.verify(weight, self.pattern, self._share(block, name.removesuffix(".weight")))
         rest = Checkpoint(self.before).read_block(block, lambda name: name not in changed)
         return open_store(self.before.store).put(
-            f"{self.key_prefix}/{block:05d}.safetensors", block_file(block, dict(rest) | changed)
+            f"{self.key_prefix}/{block:05d}.safetensors", block_file(self.before.prefix(block), dict(rest) | changed)
         )
 
     def _share(self, block: int, linear: str) -> float:
@@ -221,8 +221,14 @@ class PruneStage(Calibrated):
                 f"{linear}.weight": torch.cat([rows for name, rows in results if name == linear]) for linear in linears
             }
         kept, repaired = results[0]
-        inputs = Checkpoint(self.before).read_block(block, lambda name: name.rpartition(".")[0] in FFN_INPUTS)
-        return {name: one[kept] for name, one in inputs} | {f"{FFN_OUTPUT}.weight": repaired}
+        inputs = Checkpoint(self.before).read_block(
+            block, lambda name: name.rpartition(".")[0] in self._family.ffn_inputs
+        )
+        return {name: one[kept] for name, one in inputs} | {f"{self._family.ffn_output}.weight": repaired}
+
+    @property
+    def _family(self) -> Family:
+        return family_of(self.before.config)
 
     def _tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(one).to(self.device) for name, one in arrays.items()}
@@ -236,11 +242,11 @@ class PruneStage(Calibrated):
         return statistic_for(self.solver.name, self.solver.goes_on)
 
     @cached_property
-    def _dense_decoder(self) -> Decoder:
+    def _dense_decoder(self) -> Blocks:
         return self._decoder_for(self.dense)
 
     @cached_property
-    def _finished_decoder(self) -> Decoder:
+    def _finished_decoder(self) -> Blocks:
         return self._decoder_for(self.before.model_copy(update={"config": self.config}))
 
 

@@ -17,8 +17,7 @@ class OnDisk:
     """Where a shard's windows lie in a block's file, one after the other."""
 
     start: int
-    windows: int
-    shape: torch.Size
+    shapes: tuple[torch.Size, ...]
     dtype: torch.dtype
 
 
@@ -40,7 +39,7 @@ class Boundaries:
         self._files: dict[int, BufferedRandom] = {}
 
     def keep(self, block: int, shard: int, windows: Sequence[Tensor]) -> None:
-        """Keeps what enters a block, one tensor per window, all of one shape. They are not to be changed afterwards.
+        """Keeps what enters a block, one tensor per window, all of one type. They are not to be changed afterwards.
 
         What is on a GPU is kept in the machine's memory.
 
@@ -56,7 +55,7 @@ class Boundaries:
             if block not in self._files:
                 self._files[block] = tempfile.TemporaryFile(prefix="karikomi-")  # noqa: SIM115 – closed by `drop`
             file = self._files[block]
-            place = OnDisk(file.seek(0, os.SEEK_END), len(windows), windows[0].shape, windows[0].dtype)
+            place = OnDisk(file.seek(0, os.SEEK_END), tuple(one.shape for one in windows), windows[0].dtype)
             for window in windows:
                 file.write(window.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             file.flush()
@@ -70,8 +69,8 @@ class Boundaries:
             return
         file = self._files[block]
         file.seek(place.start)
-        for _ in range(place.windows):
-            window = torch.empty(place.shape, dtype=place.dtype)
+        for shape in place.shapes:
+            window = torch.empty(shape, dtype=place.dtype)
             read = file.readinto(window.flatten().view(torch.uint8).numpy().data)
             assert read == window.nbytes, f"{read} of {window.nbytes} bytes"
             yield window
@@ -89,7 +88,8 @@ class Boundaries:
     def spilled(self) -> int:
         """Bytes on disk just now."""
         return sum(
-            place.windows * place.shape.numel() * place.dtype.itemsize
+            shape.numel() * place.dtype.itemsize
             for place in self._places.values()
             if isinstance(place, OnDisk)
+            for shape in place.shapes
         )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from cluster.storage import Stored, open_store
-from workflows.data.windows import from_parquet
-from workflows.models.checkpoint import Checkpoint
-from workflows.models.decoder import Decoder
+from workflows.data.windows import Windows, from_parquet
+from workflows.models.blocks import Blocks
+from workflows.models.opening import open_blocks
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
 
@@ -43,9 +43,18 @@ class Calibrated:
         torch.set_num_threads(self.threads)
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    def _of_shard(self, shard: int) -> torch.Tensor:
-        """A shard's windows [windows, length], int64."""
-        return torch.tensor_split(self._tokens, self.shard_count)[shard]
+    def _of_shard(self, shard: int) -> list[int]:
+        """Numbers of a shard's windows: as many as any other shard has, give or take one."""
+        return list(np.array_split(np.arange(len(self._tokens)), self.shard_count)[shard])
+
+    @torch.no_grad()
+    def _entering(self, shard: int) -> list[torch.Tensor]:
+        """Hidden states that enter block 0, one [1, length, width] for each of a shard's windows."""
+        return self._decoder.embed([self._tokens[window] for window in self._of_shard(shard)])
+
+    def _wanted(self, window: int) -> torch.Tensor:
+        """What a window should predict: its own tokens [length], or a sentence's class []; int64, on the device."""
+        return torch.from_numpy(self._windows.wanted(window)).to(self.device)
 
     @property
     def _only_diagonal(self) -> bool:
@@ -55,21 +64,30 @@ class Calibrated:
     @property
     def _choices(self) -> int:
         """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
-        return self._tokens.numel() * int(self.before.config.get("num_experts_per_tok", 0))
+        return self.token_count * int(self.before.config.get("num_experts_per_tok", 0))
+
+    @property
+    def token_count(self) -> int:
+        """Calibration tokens."""
+        return sum(map(len, self._tokens))
 
     @cached_property
-    def _tokens(self) -> torch.Tensor:
-        """Calibration windows [windows, length], int64."""
-        windows = from_parquet(open_store(self.before.store).get(self.windows_key))["calibration"]
-        return torch.from_numpy(windows.tokens.astype(np.int64))
+    def _windows(self) -> Windows:
+        return from_parquet(open_store(self.before.store).get(self.windows_key))["calibration"]
 
     @cached_property
-    def _decoder(self) -> Decoder:
+    def _tokens(self) -> torch.Tensor | list[torch.Tensor]:
+        """Calibration windows [windows, length], int64; of labelled sentences a list, each [its own length]."""
+        rows = [torch.from_numpy(row.astype(np.int64)) for row in self._windows.tokens]
+        return torch.stack(rows) if self._windows.labels is None else rows
+
+    @cached_property
+    def _decoder(self) -> Blocks:
         return self._decoder_for(self.before)
 
     @torch.no_grad()
-    def _decoder_for(self, state: ModelState) -> Decoder:
-        return Decoder(Checkpoint(state), getattr(torch, self.dtype), self._tokens.shape[1], self.device)
+    def _decoder_for(self, state: ModelState) -> Blocks:
+        return open_blocks(state, getattr(torch, self.dtype), max(map(len, self._tokens)), self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to workers: the fields, not what was made of them."""

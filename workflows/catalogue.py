@@ -7,6 +7,7 @@ models/<name>/aliases/<alias>.json  moved by people (`workflows.aliases`)
 
 import json
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,7 +28,7 @@ REPORT = "REPORT.json"
 
 
 class ReportNumbers(BaseModel):
-    """What of a release's REPORT.json the catalogue shows; increases are shares (0.1 is 10 %)."""
+    """What of a release's REPORT.json the catalogue shows; increases are shares of the measure, as in its verdict."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,6 +41,7 @@ class ReportNumbers(BaseModel):
     worst_slice: str | None
     worst_increase: float | None
     gate: str
+    measure: Literal["perplexity", "accuracy"] = "perplexity"
 
 
 class Version(BaseModel):
@@ -141,6 +143,7 @@ def _report_numbers(store: Store, pointer: Pointer, manifest: Manifest) -> Repor
             worst_slice=verdict["worst_slice"],
             worst_increase=verdict["worst_increase"],
             gate="; ".join(verdict["reasons"]),
+            measure=verdict.get("measure", "perplexity"),
         )
-    except (MissingKey, ValueError, LookupError, TypeError):
+    except (MissingKey, ValueError, LookupError, TypeError, AttributeError):
         return None

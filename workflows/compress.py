@@ -20,6 +20,7 @@ from cluster.session import session
 from cluster.storage import Store, Stored, open_store
 from workflows import stages
 from workflows.allocating import Allocating, Shares
+from workflows.data.labelled import build_labelled
 from workflows.data.sources import fingerprint
 from workflows.data.windows import build_all, check_known, to_parquet
 from workflows.evaluation.gates import judge
@@ -27,6 +28,7 @@ from workflows.evaluation.quality import Quality
 from workflows.events import GateJudged, Listener, ignore
 from workflows.formats.huggingface import Formatted, format_release
 from workflows.measuring import measure
+from workflows.models.labels import labels_of
 from workflows.models.source import Source, load_tokenizer, resolve_source
 from workflows.models.state import ModelState
 from workflows.publishing import Published, publish
@@ -100,6 +102,7 @@ def check_before(recipe: Recipe, settings: RunSettings, dense: ModelState, store
     """
     for stage in recipe.stages:
         stages.config_after(dense.config, recipe, stage.sparsity)
+    stages.check_task(dense, recipe)
     stages.check_pattern(dense, recipe)
     load_profile(settings.hardware)
     if settings.publish.sign_with:
@@ -190,7 +193,9 @@ class Run:
                     tuned = final = self.quality(state, windows, number)
                     verdict = judge(dense_quality, final, self.recipe.gates, self.recipe.seed)
         self.journal.listener(
-            GateJudged(number, verdict.passed, verdict.sentence, verdict.increase, verdict.worst_increase)
+            GateJudged(
+                number, verdict.passed, verdict.sentence, verdict.increase, verdict.worst_increase, verdict.measure
+            )
         )
         return state, StageHistory(
             stage=number,
@@ -215,7 +220,10 @@ class Run:
 
         def make(work: Work) -> WindowsMade:
             tokenizer = load_tokenizer(self.source)
-            built = build_all(data, tokenizer, self.recipe.seed)
+            if self.recipe.classifies:
+                built = build_labelled(data, tokenizer, labels_of(self.source.config), self.recipe.seed)
+            else:
+                built = build_all(data, tokenizer, self.recipe.seed)
             check_known(built, self.dense.config["vocab_size"], tokenizer)
             content = to_parquet(built)
             # The first thing that a run writes, once its data are known to be good: what it was asked for, resolved.
@@ -226,7 +234,7 @@ class Run:
         return self.journal.step("windows", inputs, WindowsMade, make).stored
 
     def quality(self, state: ModelState, windows: Stored, number: int) -> Quality:
-        """Perplexity and accuracy of a model."""
+        """How well a model predicts."""
         inputs = {"model": identity(state), "windows": windows.sha256, **self.how()}
 
         def judge_it(work: Work) -> Quality:

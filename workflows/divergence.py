@@ -21,7 +21,6 @@ from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
 from workflows.calibrated import Calibrated
 from workflows.level_files import LevelFile
-from workflows.scoring.kl import divergence
 
 # Per block: linear → level. A linear that is missing stays as it is in the model.
 Candidate = tuple[Mapping[str, int], ...]
@@ -58,15 +57,12 @@ class Divergence(Calibrated):
 
     @property
     def positions(self) -> range:
-        """Which tokens of each window are judged; the last one may be, for nothing needs to follow it.
+        """Which places of each window are judged.
 
         Raises:
             InputError: the stride leaves none.
         """
-        length = self._tokens.shape[1]
-        if not 1 <= self.stride <= length:
-            raise InputError(f"stride {self.stride} judges no token of a window; take one from 1 to {length}")
-        return range(self.stride - 1, length, self.stride)
+        return self._decoder.positions(self.stride)
 
     @torch.no_grad()
     def of(self, windows: Sequence[int], candidates: Sequence[Candidate]) -> np.ndarray:
@@ -88,18 +84,16 @@ class Divergence(Calibrated):
         for block in range(self.block_count):
             tracks = self._through(block, tracks, [one[block] for one in plans])
         sums = np.zeros((len(windows), len(plans)))
-        norm, head = self._decoder.final_norm(), self._decoder.head()
-        cap = self.before.config.get("final_logit_softcapping")
+        head = self._decoder.head()
         for window, own in enumerate(sums):
-            dense, *others = [norm(one.states[window][0, positions]) for one in tracks]
-            for track, found in zip(tracks[1:], divergence(dense, others, head, cap).tolist(), strict=True):
+            dense, *others = [one.states[window][0, positions] for one in tracks]
+            for track, found in zip(tracks[1:], head.divergence(dense, others).tolist(), strict=True):
                 own[track.followers] = found  # who still follows the first track is the model, and keeps 0
         return sums[:, 1:]
 
     def _embedded(self, windows: Sequence[int]) -> list[Tensor]:
         """What enters block 0, each window in memory of its own; the embedding is read once for all."""
-        embedded = self._decoder.embed(self._tokens[list(windows)]).to(self.device)
-        return [one.clone() for one in embedded.split(1)]
+        return self._decoder.embed([self._tokens[window] for window in windows])
 
     def _through(self, block: int, tracks: list[Track], plans: Sequence[Mapping[str, int]]) -> list[Track]:
         """Moves all tracks through a block and parts those whose candidates differ in it; number 0 stays in front."""

@@ -37,8 +37,8 @@ class Advanced:
 class GateJudged:
     """A stage was held against its gates; `sentence` says how it went.
 
-    Increases of perplexity over the dense model, over all data and on the worst slice, are shares; None when the model
-    is broken.
+    By how much the model is worse than the dense one, over all data and on the worst slice, is told as shares, of the
+    `measure` that it is judged by; None when it is broken.
     """
 
     stage: int
@@ -46,6 +46,18 @@ class GateJudged:
     sentence: str
     increase: float | None = None
     worst_increase: float | None = None
+    measure: str = "perplexity"
+
+
+def by_name(measure: str, increase: float | None, worst: float | None) -> dict[str, float | None]:
+    """A gate's two numbers by the names that records and tables have for them; the other measure's are None."""
+    perplexity, accuracy = (measure == one for one in ("perplexity", "accuracy"))
+    return {
+        "perplexity_increase": increase if perplexity else None,
+        "worst_slice_increase": worst if perplexity else None,
+        "accuracy_drop": increase if accuracy else None,
+        "worst_slice_drop": worst if accuracy else None,
+    }
 
 
 Event = StepStarted | StepEnded | Advanced | GateJudged

@@ -2,7 +2,8 @@
 
     Γ_o = E[(∂L/∂y_o)²]   mean over all calibration tokens (windows x length), [out] fp32, per linear
 
-L is the sum over all predicted tokens of the next-token cross-entropy, in nats (`workflows.scoring.gradients`). So,
+L is the sum over all predicted tokens of the next-token cross-entropy, in nats (`workflows.scoring.gradients`); of a
+classifier, the sum over all sentences of the cross-entropy of their classes. So,
 with the Gram a plain sum over the same tokens, ½ · Γ_o · w_oi² / [H⁻¹]_ii is the increase of the summed loss over the
 calibration tokens; divided by the number of predicted tokens it is nats per token. The last token of a window
 predicts nothing and has zero gradients; it is counted in the mean as it is counted in the Gram. The tokens that
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.backwards import run_backwards
@@ -25,14 +25,15 @@ from cluster.spec import ClusterSpec
 from cluster.storage import Store, Stored
 from workflows.boundaries import Boundaries
 from workflows.calibrated import Calibrated, as_asked
-from workflows.models.checkpoint import BLOCK_PREFIX, as_tensor, header
+from workflows.models.checkpoint import as_tensor, header
 from workflows.models.experts import prunable
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
-from workflows.scoring.gradients import block_backward, head_backward, norm_backward
+from workflows.scoring.gradients import block_backward
 
 GIB = 1 << 30
 LOSS = "loss"
+GAMMAS = "model.layers."  # before a block's number, in the file of every family
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,10 @@ class GradientPass(Calibrated):
 
     memory: int
 
-    @property
-    def token_count(self) -> int:
-        """Calibration tokens."""
-        return self._tokens.numel()
-
     @torch.no_grad()
     def begin(self, shards: Sequence[int]) -> Held:
         """Hidden states that enter block 0."""
-        current = {}
-        for shard in shards:
-            embedded = self._decoder.embed(self._of_shard(shard)).to(self.device)
-            current[shard] = [window.clone() for window in embedded.split(1)]  # each can be freed alone
-        return Held(Boundaries(self.memory), current)
+        return Held(Boundaries(self.memory), {shard: self._entering(shard) for shard in shards})
 
     @torch.no_grad()
     def forward(self, block: int, held: Held) -> None:
@@ -97,21 +89,13 @@ class GradientPass(Calibrated):
 
     def turn(self, held: Held) -> list[dict[str, np.ndarray]]:
         """From the last hidden states to their gradients; gives the loss of each shard."""
-        norm, head = self._decoder.final_norm(), self._decoder.head()
-        cap = self.before.config.get("final_logit_softcapping")
+        head = self._decoder.head()
         losses = []
         for shard, windows in held.current.items():
             total = np.zeros((), dtype=np.float64)
-            for number, tokens in enumerate(self._of_shard(shard).to(self.device)):
-                wanted = tokens[1:]
-
-                def backward(states: torch.Tensor, wanted: torch.Tensor = wanted) -> torch.Tensor:
-                    nonlocal total
-                    loss, gradient = head_backward(states[:-1], wanted, head, cap)
-                    total += loss.item()
-                    return nn.functional.pad(gradient, (0, 0, 0, 1))  # the last token predicts nothing
-
-                windows[number] = norm_backward(norm, windows[number][0], backward)[None]
+            for number, window in enumerate(self._of_shard(shard)):
+                loss, windows[number] = head.loss(windows[number], self._wanted(window))
+                total += loss
             losses.append({LOSS: total})
         return losses
 
@@ -193,7 +177,7 @@ def measure_importance(
 def put_gammas(store: Store, key: str, importance: Importance) -> Stored:
     """Writes every Γ as safetensors, under the linears' full names; small, [out] numbers per linear."""
     tensors = {
-        f"{BLOCK_PREFIX}{block}.{name}": gamma
+        f"{GAMMAS}{block}.{name}": gamma
         for block, gammas in enumerate(importance.gammas)
         for name, gamma in sorted(gammas.items())
     }
@@ -203,7 +187,7 @@ def put_gammas(store: Store, key: str, importance: Importance) -> Stored:
 
 def read_gammas(store: Store, key: str, block: int) -> dict[str, torch.Tensor]:
     """Γ of one block's linears, by name; only their bytes are read."""
-    prefix = f"{BLOCK_PREFIX}{block}."
+    prefix = f"{GAMMAS}{block}."
     return {
         name.removeprefix(prefix): as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
         for name, info in header(store, key).items()

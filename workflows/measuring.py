@@ -17,9 +17,10 @@ from cluster.hardware.profiles import HardwareProfile
 from cluster.remote import call_each, largest_node_cpus
 from workflows.evaluation.cost import Traffic
 from workflows.evaluation.latency import Footprint, PairedTiming, Shape, measure_footprint, measure_latency
-from workflows.models.decoder import load_model
 from workflows.models.experts import fuse
+from workflows.models.families import family_of, most_tokens
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.recipe import Recipe
 from workflows.reports.report import Measured
 from workflows.stages import serving_dtype
@@ -50,14 +51,24 @@ def measure(
         stop: asked while waiting.
     """
     threads = min(profile.cores, largest_node_cpus())
-    prompt = min(round(traffic.prompt_tokens), LONGEST_PROMPT)
-    shapes = (
-        Shape(batch=1, prompt=prompt, new_tokens=NEW_TOKENS),
-        Shape(batch=4, prompt=128, new_tokens=NEW_TOKENS),
-    )
+    shapes = shapes_for(dense.config, max(round(traffic.prompt_tokens), 1))
     gpus = 1 if recipe.device == "cuda" else 0
     arguments = (dense, compressed, shapes, threads, recipe.device, recipe.seed)
     return call_each(measure_here, [arguments], threads, gpus, stop, stuck_after=stuck_after)[0]
+
+
+def shapes_for(config: dict[str, Any], prompt: int) -> tuple[Shape, ...]:
+    """What is timed: the traffic's own prompt or text alone, then a batch of short ones."""
+    if family_of(config).classifies:
+        most = most_tokens(config)
+        return (
+            Shape(batch=1, prompt=min(prompt, most), new_tokens=0),
+            Shape(batch=16, prompt=min(128, most), new_tokens=0),
+        )
+    return (
+        Shape(batch=1, prompt=min(prompt, LONGEST_PROMPT), new_tokens=NEW_TOKENS),
+        Shape(batch=4, prompt=128, new_tokens=NEW_TOKENS),
+    )
 
 
 def measure_here(

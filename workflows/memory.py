@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from cluster.spec import ClusterSpec
-from workflows.models.decoder import empty_model
 from workflows.models.experts import prunable
+from workflows.models.families import Family, family_of
+from workflows.models.whole import empty_model, layers_of
 from workflows.pruning.solvers import statistic_for
 from workflows.recipe import Recipe
 
 GIB = 1 << 30
-FFN_OUTPUT = "mlp.down_proj"
 KEPT = 16 << 20  # bytes that are free, and go back when a piece of work is done; see `cluster.freed`
 
 
@@ -53,7 +53,7 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
     """
     item = torch.finfo(getattr(torch, recipe.dtype)).bits // 8
     with torch.device("meta"):
-        block = empty_model(config, torch.bfloat16).model.layers[0]
+        block = layers_of(empty_model(config, torch.bfloat16), config)[0]
     calibration = recipe.data.calibration
     largest_share = math.ceil(recipe.data.shards / cluster.workers) / recipe.data.shards
     windows = math.ceil(calibration.windows * largest_share)
@@ -64,19 +64,18 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
     return WorkerMemory(
         block=item * parameters,
         activations=(2 if recipe.recovery or scored else 1) * hidden,
-        grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe)),
+        grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe, family_of(config))),
         gradients=4 * parameters if recipe.recovery else 0,
         boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"])) if kept else 0,
     )
 
 
-def input_widths(block: nn.Module, recipe: Recipe) -> list[int]:
+def input_widths(block: nn.Module, recipe: Recipe, family: Family) -> list[int]:
     """Widths of the distinct inputs whose statistics are kept (q, k, v share one, gate and up share one)."""
     linears = {name: one.in_features for name, one in prunable(block).items()}
     if recipe.target.pattern == "ffn":
-        return [linears[FFN_OUTPUT]]
-    shared = ("k_proj", "v_proj", "up_proj", "w3")
-    return [width for name, width in linears.items() if not name.endswith(shared)]
+        return [linears[family.ffn_output]]
+    return [width for name, width in linears.items() if not name.endswith(family.followers)]
 
 
 def statistic_size(width: int, recipe: Recipe) -> int:

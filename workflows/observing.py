@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workflows.models.decoder import Decoder
+from workflows.models.blocks import Blocks
 from workflows.models.expert_names import same_kind
 from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import shrink
@@ -20,7 +20,7 @@ class AllSeen(Exception):
 
 @torch.no_grad()
 def inputs_of(
-    decoder: Decoder,
+    decoder: Blocks,
     block: int,
     module: nn.Module,
     shards: Iterable[MutableSequence[torch.Tensor]],
@@ -93,7 +93,7 @@ def summed(parts: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def move_on(decoder: Decoder, block: int, module: nn.Module, windows: MutableSequence[torch.Tensor]) -> None:
+def move_on(decoder: Blocks, block: int, module: nn.Module, windows: MutableSequence[torch.Tensor]) -> None:
     """Replaces each window's hidden states by what a block makes of them."""
     for number, hidden in enumerate(windows):
         windows[number] = decoder.run(block, module, hidden)

@@ -2,9 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cluster.strict import Strict
 
@@ -12,6 +19,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MOST = 2**31 - 1
 Positive = Annotated[int, Field(ge=1, le=MOST)]
+PERPLEXITY_INCREASE, WORST_SLICE_INCREASE = 0.10, 0.20
+ACCURACY_DROP, WORST_SLICE_DROP = 0.01, 0.02
 
 
 class DataSource(Strict):
@@ -19,16 +28,25 @@ class DataSource(Strict):
 
     source: str = Field(
         min_length=1,
-        description="A .txt, .jsonl or .parquet file, an s3:// address of one, or builtin:python-docs.",
+        description="A .txt, .jsonl, .parquet, .csv or .tsv file, an s3:// address of one, or builtin:python-docs.",
     )
-    text: str = Field("text", description="Column that holds the text (JSONL, Parquet).")
+    text: str = Field("text", description="Column that holds the text (all but .txt).")
+    label: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Column that holds each text's class, by name or number: for classifiers, and needed there.",
+    )
     slice: str | None = Field(None, description="Column that names each document's slice; gates look at the worst.")
     part: tuple[Share, Share] = Field(
         (0.0, 1.0),
         description="Share of the documents, from and to, so that one source can serve several roles.",
     )
-    windows: Positive | None = Field(None, description="How many token windows to take; all of them if not given.")
-    length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(512, description="Tokens in a window.")
+    windows: Positive | None = Field(
+        None, description="How many token windows, or labelled texts, to take; all of them if not given."
+    )
+    length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        512, description="Tokens in a window; labelled texts may be shorter, and are cut off there."
+    )
 
     @model_validator(mode="after")
     def _part_is_a_range(self) -> Self:
@@ -62,6 +80,18 @@ class Data(Strict):
         4,
         description="Number of calibration shards: part of the recipe, so that results do not depend on workers.",
     )
+
+    @model_validator(mode="after")
+    def _all_roles_are_labelled_or_none(self) -> Self:
+        roles = {"calibration": self.calibration, "tuning": self.tuning, "evaluation": self.evaluation}
+        labelled = [name for name, role in roles.items() if role.label]
+        for name, role in roles.items():
+            if labelled and not role.label:
+                raise ValueError(
+                    f"data.{name} names no label, but data.{labelled[0]} does; a classifier's texts need one in all "
+                    f"three roles. One table can serve them, each with its own part; data.{name} reads {role.source}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _roles_do_not_overlap(self) -> Self:
@@ -207,12 +237,12 @@ class Tune(Strict):
     """Repair of the surviving weights with DeepSpeed."""
 
     steps: Positive = Field(200, description="Optimizer steps.")
-    batch: Positive = Field(1, description="Windows per rank and step.")
+    batch: Positive = Field(1, description="Windows, or labelled texts, per rank and step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-5, description="Peak learning rate of AdamW.")
     warmup: Share = Field(0.1, description="Share of the steps over which the rate rises; then it falls as a cosine.")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="AdamW's decoupled weight decay.")
     distill: bool = Field(True, description="Add the KL divergence from the dense model's predictions to the loss.")
-    distill_weight: Share = Field(0.5, description="Weight of the KL term; the language-modelling loss gets the rest.")
+    distill_weight: Share = Field(0.5, description="Weight of the KL term; the task's own loss gets the rest.")
     zero: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     ranks: Positive = Field(1, description="Training processes; part of the recipe, because it changes bits.")
     retry_steps: Annotated[int, Field(ge=0, le=MOST)] = Field(
@@ -228,10 +258,28 @@ class Stage(Strict):
 
 
 class Gates(Strict):
-    """The conditions a stage must meet, as increases of perplexity over the dense model (0.1 is 10 %)."""
+    """The conditions a stage must meet.
 
-    perplexity_increase: Annotated[float, Field(ge=0)] = Field(0.10, description="Allowed over all evaluation data.")
-    worst_slice_increase: Annotated[float, Field(ge=0)] = Field(0.20, description="Allowed for the worst slice.")
+    For a language model they are increases of perplexity over the dense model (0.1 is 10 %), for a classifier accuracy
+    that it may lose (0.01 is one more wrong answer in a hundred).
+    """
+
+    perplexity_increase: Annotated[float, Field(ge=0)] = Field(
+        PERPLEXITY_INCREASE, description="Allowed over all evaluation data; for language models."
+    )
+    worst_slice_increase: Annotated[float, Field(ge=0)] = Field(
+        WORST_SLICE_INCREASE, description="Allowed for the worst slice; for language models."
+    )
+    accuracy_drop: Share | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description=f"Allowed over all evaluation data; for classifiers, {ACCURACY_DROP} there if not given.",
+    )
+    worst_slice_drop: Share | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description=f"Allowed for the worst slice; for classifiers, {WORST_SLICE_DROP} there if not given.",
+    )
     after_failure: Literal["rollback", "stop"] = Field(
         "rollback", description="rollback publishes the last good stage; stop publishes nothing."
     )
@@ -330,6 +378,34 @@ class Recipe(Strict):
                 f"write {max(rows // tile, 1) * tile}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gates_fit_the_data(self) -> Self:
+        gates = self.gates
+        if not self.classifies and (gates.accuracy_drop is not None or gates.worst_slice_drop is not None):
+            raise ValueError(
+                "gates.accuracy_drop and gates.worst_slice_drop are for classifiers, whose data name a label; "
+                "a language model has perplexity_increase and worst_slice_increase"
+            )
+        asked = (gates.perplexity_increase, gates.worst_slice_increase)
+        if self.classifies and asked != (PERPLEXITY_INCREASE, WORST_SLICE_INCREASE):
+            raise ValueError(
+                "gates.perplexity_increase and gates.worst_slice_increase are for language models; data with a label "
+                "are a classifier's, which has accuracy_drop and worst_slice_drop"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_kinds_gates(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        if self.classifies and "gates" in found:
+            found["gates"] = {name: one for name, one in found["gates"].items() if not name.endswith("_increase")}
+        return found
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is for a classifier: its data have labels."""
+        return self.data.evaluation.label is not None
 
     @property
     def is_gguf(self) -> bool:

@@ -30,13 +30,13 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from cluster.storage import Store, Stored
+from workflows.models.families import family_of
 from workflows.scoring.saliency import composite
 from workflows.scoring.spread import Spread
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 LOWEST = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 PARTS = 64
-BY_HEAD = ("q_proj", "k_proj", "v_proj")
 
 SCHEMA = pa.schema(
     [
@@ -113,7 +113,7 @@ def rows_of_head(linear: str, config: Mapping[str, Any]) -> int | None:
         linear: as in "self_attn.q_proj".
         config: the model's config.json.
     """
-    if not linear.endswith(BY_HEAD):
+    if not linear.endswith(family_of(config).by_head):
         return None
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 

@@ -16,10 +16,11 @@ from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.calibrated import as_asked
 from workflows.data.windows import Windows, from_parquet
 from workflows.evaluation.quality import Quality, measure_quality, merge
-from workflows.models.checkpoint import Checkpoint, is_prunable
-from workflows.models.decoder import load_model
+from workflows.models.checkpoint import Checkpoint
 from workflows.models.expert_names import expert_count
+from workflows.models.families import family_of, most_tokens
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.pruning.ffn import keep_count
 from workflows.pruning.patterns import parse
 from workflows.recipe import Recipe
@@ -49,6 +50,29 @@ def config_after(dense: dict[str, Any], recipe: Recipe, sparsity: float) -> dict
         raise InputError(f"stages: sparsity {sparsity}: {error}") from error
 
 
+def check_task(dense: ModelState, recipe: Recipe) -> None:
+    """Whether the data are what a model of this kind needs: texts with labels for a classifier, else without.
+
+    Raises:
+        InputError: they are not, or longer than a classifier has positions for; names the field.
+    """
+    what = dense.config["architectures"][0]
+    if not family_of(dense.config).classifies:
+        if recipe.classifies:
+            raise InputError(f"data.evaluation.label: {what} is a language model, which has no use for labels")
+        return
+    if not recipe.classifies:
+        raise InputError(
+            f"data.evaluation.label: {what} is a classifier: it needs labelled texts in all three roles",
+            "Name a table's column of labels; `karikomi fields` tells of `label`.",
+        )
+    most = most_tokens(dense.config)
+    for role in ("calibration", "tuning", "evaluation"):
+        length = getattr(recipe.data, role).length
+        if length > most:
+            raise InputError(f"data.{role}.length: {length} tokens, but the model has positions for {most}")
+
+
 def check_pattern(dense: ModelState, recipe: Recipe) -> None:
     """Whether every linear of the model can take the pattern.
 
@@ -58,8 +82,9 @@ def check_pattern(dense: ModelState, recipe: Recipe) -> None:
     if recipe.target.pattern == "ffn":
         return
     group = parse(recipe.target.pattern)
-    for name, shape in Checkpoint(dense).shapes().items():
-        if not is_prunable(name, shape):
+    checkpoint = Checkpoint(dense)
+    for name, shape in checkpoint.shapes().items():
+        if not checkpoint.is_prunable(name, shape):
             continue
         for what, length, step in (("rows", shape[0], group.tile), ("columns", shape[1], group.size * group.tile)):
             if length % step:
@@ -130,9 +155,8 @@ def evaluate_part(state: ModelState, windows: Stored, low: int, high: int, recip
     """Quality on evaluation windows low..high; runs in a task."""
     torch.set_num_threads(recipe.threads)
     all_windows = _windows(state, windows, "evaluation")
-    part = Windows(tokens=all_windows.tokens[low:high], slices=all_windows.slices[low:high])
     model = load_model(state, getattr(torch, serving_dtype(state))).to(recipe.device)
-    return measure_quality(model, part)
+    return measure_quality(model, all_windows.part(low, high))
 
 
 def parameter_count(state: ModelState) -> int:

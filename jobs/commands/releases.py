@@ -35,7 +35,7 @@ def models(store: StoreOption) -> None:
     from workflows.catalogue import latest_version, list_names
 
     where = open_store(store)
-    table = plain_table("name", "latest", "aliases", "size", "pattern", "perplexity", "date")
+    table = plain_table("name", "latest", "aliases", "size", "pattern", "quality", "date")
     for name in list_names(where):
         version = latest_version(where, name)
         if version is None:  # committed just now, `latest` follows
@@ -48,7 +48,7 @@ def models(store: StoreOption) -> None:
             " ".join(aliases),
             told_size(version.size),
             numbers.pattern if numbers else "",
-            told_change(numbers.increase) if numbers else "",
+            told_change(numbers.increase, numbers.measure) if numbers else "",
             version.pointer.created[:10],
         )
     out.print(table)
@@ -222,9 +222,11 @@ def told_size(size: int) -> str:
     return f"{number:.1f} TiB"
 
 
-def told_change(increase: float | None) -> str:
-    """A change of perplexity, in percent."""
-    return "broken" if increase is None else f"{increase:+.1%}"
+def told_change(increase: float | None, measure: str) -> str:
+    """How the model moved by what it was judged by."""
+    from workflows.evaluation.measures import MEASURES
+
+    return "broken" if increase is None else f"{measure} {MEASURES[measure].moved(increase)}"
 
 
 def told_age(text: str) -> timedelta:

@@ -67,6 +67,14 @@ def at(address: str) -> Case:
 
 GOOD = b'{"text": "one"}\n'
 CASES = [
+    data("a pickle that is called TSV", "a.tsv", pickled_bomb()),
+    data("a CSV whose quotation mark stays open", "a.csv", b'text,kind\n"a,b\n' + b"c,d\n" * 1000),
+    data("a row with a cell too many", "a.tsv", b"text\tkind\na\tb\tc\n"),
+    data("a million columns", "a.csv", lambda: b",".join([b"c"] * 1_000_000) + b"\n", "columns"),
+    data("a column that steers the terminal", "a.tsv", b"\x1b[2J\tkind\nx\ty\n", "'text'"),
+    data("a TSV that is no UTF-8", "a.tsv", b"text\tkind\n\xff\ty\n"),
+    data("a TSV of NULs", "a.tsv", b"\0" * 100),
+    data("a label that is a list", "a.jsonl", b'{"text": "a", "label": [1]}', "line 1", "'label'", label="label"),
     data("JSON that is none", "a.jsonl", GOOD * 6 + b"{\n" + GOOD, "line 7"),
     data("a line that is a list", "a.jsonl", GOOD + b'["text"]\n', "line 2"),
     data("a line that is text", "a.jsonl", b'"text"', "line 1"),

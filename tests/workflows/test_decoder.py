@@ -8,8 +8,9 @@ from models_for_tests import FAMILIES, write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from workflows.models.checkpoint import Checkpoint
-from workflows.models.decoder import Decoder, load_model
+from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 
 LENGTH = 48  # longer than the tiny models' sliding window
 
@@ -30,7 +31,7 @@ def test_blocks_alone_equal_the_whole_model(tmp_path, family):
     wanted = whole.model(tokens, use_cache=False).last_hidden_state
 
     decoder = Decoder(Checkpoint(state), torch.float32, LENGTH)
-    windows = list(decoder.embed(tokens).split(1))
+    windows = decoder.embed(tokens)
     for index in range(state.block_count):
         block = decoder.block(index)
         windows = [decoder.run(index, block, hidden) for hidden in windows]

@@ -19,8 +19,9 @@ from workflows.data.windows import Windows, to_parquet
 from workflows.divergence import Candidate, Divergence, divergences
 from workflows.level_files import LevelFile, level_file
 from workflows.models.checkpoint import Checkpoint, block_file
-from workflows.models.decoder import Decoder, load_model
+from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.scoring.kl import divergence
 
 LENGTH, WINDOWS, BLOCKS, STRIDE = 48, 4, 3, 5  # longer than the tiny models' sliding window; 48 is no multiple of 5
@@ -68,7 +69,7 @@ def log_probabilities(work: Divergence, candidate: Candidate) -> torch.Tensor:
         tensors = dict(Checkpoint(work.before).read_block(block))
         for linear, level in plan.items():
             tensors[f"{linear}.weight"] = LevelFile(store, work.levels[block].key).read(linear, level)
-        blocks.append(store.put(f"reference/{block}", block_file(block, tensors)))
+        blocks.append(store.put(f"reference/{block}", block_file(f"model.layers.{block}.", tensors)))
     model = load_model(work.before.model_copy(update={"blocks": tuple(blocks)}), torch.float32)
     with torch.no_grad():
         return model(work._tokens, use_cache=False).logits.double().log_softmax(-1)

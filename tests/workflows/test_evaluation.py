@@ -15,8 +15,8 @@ from workflows.evaluation.gates import judge
 from workflows.evaluation.latency import PairedTiming, Shape, Timing, measure_latency
 from workflows.evaluation.quality import Quality, WindowScore, measure_quality, merge
 from workflows.measuring import footprint
-from workflows.models.decoder import load_model
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.recipe import Gates
 
 

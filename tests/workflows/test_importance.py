@@ -96,7 +96,7 @@ def test_tied_embeddings_are_told_by_the_config(tmp_path):
     """A checkpoint that says so has one matrix for both ends, and transformers takes it for both."""
     work = make_pass(tmp_path, "gemma3")
     assert not any("lm_head" in name for name in work._decoder.checkpoint.shapes())
-    assert sum(map(len, work._decoder.head())) == work.before.config["vocab_size"]
+    assert sum(map(len, work._decoder.vocabulary())) == work.before.config["vocab_size"]
 
 
 def test_where_boundaries_are_kept_changes_no_bit(tmp_path):

@@ -88,7 +88,7 @@ def test_remote_code_is_refused(model):
 
 def test_unknown_architecture(model):
     edit(model, architectures=["EvilForCausalLM"])
-    refused(model, r"architectures: .*EvilForCausalLM.*covered: Gemma2ForCausalLM")
+    refused(model, r"architectures: .*EvilForCausalLM.*covered: BertForSequenceClassification, Gemma2ForCausalLM")
 
 
 def test_quantised_model(model):

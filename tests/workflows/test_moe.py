@@ -21,12 +21,13 @@ from workflows.formats.huggingface import format_release
 from workflows.importance import GradientPass
 from workflows.measuring import load
 from workflows.models.checkpoint import Checkpoint
-from workflows.models.decoder import Decoder, load_model
+from workflows.models.decoder import Decoder
 from workflows.models.expert_names import MIXTURES as NAMES
 from workflows.models.expert_names import is_router, one_by_one
 from workflows.models.safetensors_header import TensorInfo
 from workflows.models.source import resolve_source
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.pruning import patterns
 from workflows.recipe import Recipe, Recovery
 from workflows.scoring.gram import add_inputs, mirror
@@ -96,7 +97,7 @@ def test_experts_one_by_one_give_what_the_fused_ones_give(tmp_path, family):
     assert torch.equal(load(state, "cpu")(tokens).logits, stock(state)(tokens).logits), "not the stock modules"
 
     decoder = Decoder(Checkpoint(state), torch.float32, LENGTH)
-    hidden = decoder.embed(tokens)
+    hidden = torch.cat(decoder.embed(tokens))
     for block in range(state.block_count):
         hidden = decoder.run(block, decoder.block(block), hidden)
     model = stock(state)

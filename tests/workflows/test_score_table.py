@@ -22,7 +22,7 @@ DAMPING = 0.01
 def grams_of(work) -> list[dict[str, torch.Tensor]]:
     """Gram of every linear of every block, by its group."""
     decoder, found = work._decoder, []
-    windows = list(decoder.embed(work._tokens).split(1))
+    windows = decoder.embed(work._tokens)
     for block in range(work.block_count):
         module = decoder.block(block)
         grams = {one.group: torch.zeros(one.columns, one.columns) for one in decoder.linears(block)}
@@ -122,7 +122,8 @@ def test_one_threshold_over_all_linears_meets_a_share(scored):
 
 
 def test_heads_are_known_from_the_config():
-    config = {"hidden_size": 64, "num_attention_heads": 4}
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
     assert rows_of_head("self_attn.k_proj", config) == 16
     assert rows_of_head("self_attn.q_proj", config | {"head_dim": 32}) == 32
     assert rows_of_head("mlp.up_proj", config) is None
+    assert rows_of_head("attention.self.value", config | {"model_type": "bert"}) == 16

@@ -18,8 +18,8 @@ from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint, block_file
-from workflows.models.decoder import load_model
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.pruning.patterns import keep_mask
 from workflows.recipe import Tune
 from workflows.tuning import masks
@@ -47,7 +47,7 @@ def make_work(tmp_path, **settings) -> TuneWork:
             name: one * keep_mask(one.abs(), "2:4", 0.5, per_row=True) if one.ndim == 2 else one
             for name, one in Checkpoint(dense).read_block(number)
         }
-        blocks.append(store.put(f"pruned/{number}", block_file(number, tensors)))
+        blocks.append(store.put(f"pruned/{number}", block_file(f"model.layers.{number}.", tensors)))
     tokens = np.tile(np.arange(5, 5 + LENGTH, dtype=np.int32), (6, 1)) + np.arange(6, dtype=np.int32)[:, None]
     windows = store.put("windows", to_parquet({"tuning": Windows(tokens=tokens, slices=["all"] * 6)}))
     return TuneWork(
@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_is_one_clear_error(embedded_ray, tmp_path):
     work = make_work(tmp_path, ranks=1)
     store = open_store(work.student.store)
     broken = {name: one * torch.inf for name, one in Checkpoint(work.student).read_block(0)}
-    blocks = (store.put("broken", block_file(0, broken)), *work.student.blocks[1:])
+    blocks = (store.put("broken", block_file("model.layers.0.", broken)), *work.student.blocks[1:])
     with pytest.raises(KarikomiError, match=r"the loss is nan at step 1 of 5\nLower tune.learning_rate"):
         run(replace(work, student=work.student.model_copy(update={"blocks": blocks})))
 

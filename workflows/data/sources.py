@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.compute
@@ -13,6 +14,7 @@ import pyarrow.parquet
 
 from cluster.errors import InputError
 from cluster.storage import MissingKey, open_store
+from workflows.data.separated import read_separated
 from workflows.recipe import DataSource
 
 BUILTIN = "builtin:python-docs"
@@ -30,10 +32,12 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Document:
-    """A piece of text that belongs together, and the slice it counts for."""
+    """A piece of text that belongs together, the slice it counts for, its label if it has one, and where it stands."""
 
     text: str
     slice: str
+    label: str | int | None = None
+    place: str = ""
 
 
 def read_documents(source: DataSource, role: str) -> list[Document]:
@@ -50,10 +54,14 @@ def read_documents(source: DataSource, role: str) -> list[Document]:
         InputError: it cannot be read or has no text; names the field, the file and, where it can, the line.
     """
     try:
+        if source.source == BUILTIN and source.label:
+            raise InputError(f"{BUILTIN} has no labels", "Name a table of labelled texts.")
         documents = _python_docs() if source.source == BUILTIN else _reader(source)(_content(source.source), source)
     except InputError as error:
         raise InputError(f"data.{role}: {error.message}", error.hint) from error
-    documents = [one for one in documents if one.text.strip()]
+    documents = [
+        one for one in documents if one.text.strip() or source.label
+    ]  # an empty text that has a label is wrong
     if not documents:
         raise InputError(f"data.{role}: {source.source} holds no text")
     low, high = (int(share * len(documents)) for share in source.part)
@@ -62,7 +70,7 @@ def read_documents(source: DataSource, role: str) -> list[Document]:
             f"data.{role}: part {list(source.part)} of the {len(documents)} documents of {source.source} is empty; "
             "make it wider"
         )
-    return documents[low:high] if source.slice else [Document(one.text, "all") for one in documents[low:high]]
+    return documents[low:high] if source.slice else [replace(one, slice="all") for one in documents[low:high]]
 
 
 def fingerprint(source: DataSource) -> str:
@@ -90,7 +98,7 @@ def _content(address: str) -> bytes:
 
 
 def _reader(source: DataSource) -> Callable[[bytes, DataSource], list[Document]]:
-    readers = {".txt": _text, ".jsonl": _jsonl, ".parquet": _parquet}
+    readers = {".txt": _text, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _separated, ".tsv": _separated}
     suffix = Path(source.source).suffix.lower()
     if suffix not in readers:
         raise InputError(f"{source.source}: what kind of file is it? Known: {', '.join(readers)}, and {BUILTIN}")
@@ -98,11 +106,12 @@ def _reader(source: DataSource) -> Callable[[bytes, DataSource], list[Document]]
 
 
 def _text(content: bytes, source: DataSource) -> list[Document]:
-    if source.slice:
-        raise InputError(
-            f"{source.source}: a text file has no column for slices",
-            "Leave `slice` out, or use JSONL or Parquet.",
-        )
+    for field, what in ((source.slice, "slice"), (source.label, "label")):
+        if field:
+            raise InputError(
+                f"{source.source}: a text file has no column for {what}s",
+                f"Leave `{what}` out, or use JSONL, Parquet, CSV or TSV.",
+            )
     return [Document(paragraph, "all") for paragraph in _decoded(content, source.source).split("\n\n")]
 
 
@@ -117,10 +126,7 @@ def _jsonl(content: bytes, source: DataSource) -> list[Document]:
             raise InputError(f"{source.source}: line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{source.source}: line {number} is no JSON object")
-        values = [
-            _cell(row.get(column, row), column, row, f"{source.source}: line {number}") for column in _columns(source)
-        ]
-        documents.append(Document(values[0], values[-1]))
+        documents.append(_document(row, source, f"{source.source}: line {number}"))
     return documents
 
 
@@ -135,7 +141,8 @@ def _parquet(content: bytes, source: DataSource) -> list[Document]:
                 found = "no column" if column not in names else "more than one column"
                 raise InputError(f"{source.source}: {found} {column!r}; there are: {', '.join(names)}")
             kind = file.schema_arrow.field(column).type
-            if not _is_text(kind):
+            numbers = column == source.label and pyarrow.types.is_integer(kind)
+            if not _is_text(kind) and not numbers:
                 raise InputError(f"{source.source}: {column!r} holds {kind}, not text")
         if file.metadata.num_rows > MOST_ROWS:
             raise InputError(f"{source.source}: {file.metadata.num_rows} rows; at most {MOST_ROWS} are read")
@@ -148,11 +155,26 @@ def _parquet(content: bytes, source: DataSource) -> list[Document]:
         rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{source.source} is no readable Parquet file: {error}") from error
-    documents = []
-    for number, row in enumerate(rows, 1):
-        values = [_cell(row[column], column, row, f"{source.source}: row {number}") for column in _columns(source)]
-        documents.append(Document(values[0], values[-1]))
-    return documents
+    return [_document(row, source, f"{source.source}: row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _document(row: dict[str, Any], source: DataSource, place: str) -> Document:
+    """A row's text with its slice and label, after a look at each."""
+    text = _cell(row, source.text, place)
+    label = None
+    if source.label:
+        if source.label not in row:
+            raise InputError(f"{place}: no field {source.label!r}; there are: {', '.join(map(str, row))}")
+        label = row[source.label]
+        if type(label) is not int:
+            label = _cell(row, source.label, place)
+    return Document(text, _cell(row, source.slice, place) if source.slice else text, label, place)
+
+
+def _separated(content: bytes, source: DataSource) -> list[Document]:
+    """Rows of a CSV or TSV file, all of whose cells are text."""
+    rows = read_separated(content, source.source, list(dict.fromkeys(_columns(source))))
+    return [_document(row, source, f"{source.source}: row {number}") for number, row in enumerate(rows, 1)]
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:
@@ -168,7 +190,9 @@ def _unpacked(file: pyarrow.parquet.ParquetFile, column: str) -> int:
 
 
 def _expanded(column: pyarrow.ChunkedArray) -> int:
-    """Bytes of a column's text once every row has its own."""
+    """Bytes of a column once every row has its own text, or number."""
+    if pyarrow.types.is_integer(column.type):
+        return int(column.nbytes)
     lengths = pyarrow.compute.binary_length
     total = 0
     for chunk in column.chunks:
@@ -181,13 +205,14 @@ def _expanded(column: pyarrow.ChunkedArray) -> int:
 
 
 def _columns(source: DataSource) -> list[str]:
-    """The text's column, then the slice's (or the text's again when there are no slices)."""
-    return [source.text, source.slice or source.text]
+    """The columns that are read: the text's, the slice's and the label's."""
+    return [column for column in (source.text, source.slice, source.label) if column]
 
 
-def _cell(value: object, column: str, row: dict[str, object], where: str) -> str:
+def _cell(row: dict[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise InputError(f"{where}: no field {column!r}; there are: {', '.join(map(str, row))}")
+    value = row[column]
     if not isinstance(value, str):
         raise InputError(f"{where}: {column!r} holds a {type(value).__name__}, not text")
     try:

@@ -19,12 +19,24 @@ class Windows:
     """Token windows of one role.
 
     Attributes:
-        tokens: [windows, length] int32; each begins with BOS if the tokenizer has one.
-        slices: one label per window.
+        tokens: [windows, length] int32; each begins with BOS if the tokenizer has one. Of labelled sentences a list,
+            each [its own length] int32.
+        slices: one name per window.
+        labels: of sentences, the number of each one's class.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | list[np.ndarray]
     slices: list[str]
+    labels: list[int] | None = None
+
+    def part(self, low: int, high: int) -> "Windows":
+        """Windows low..high."""
+        labels = None if self.labels is None else self.labels[low:high]
+        return Windows(tokens=self.tokens[low:high], slices=self.slices[low:high], labels=labels)
+
+    def wanted(self, window: int) -> np.ndarray:
+        """What should be predicted of a window, int64: its own tokens [length], or the class of a sentence []."""
+        return np.asarray(self.tokens[window] if self.labels is None else self.labels[window], dtype=np.int64)
 
 
 def build_all(data: Data, tokenizer: Any, seed: int) -> dict[str, Windows]:
@@ -123,7 +135,7 @@ def check_known(windows: dict[str, Windows], words: int, tokenizer: Any) -> None
         InputError: names role and token.
     """
     for role, one in windows.items():
-        highest = int(one.tokens.max(initial=0))
+        highest = max((int(row.max(initial=0)) for row in one.tokens), default=0)
         if highest >= words:
             raise InputError(
                 f"data.{role}: holds token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), which the model "
@@ -145,14 +157,16 @@ def check_disjoint(windows: dict[str, Windows]) -> None:
 
 
 def to_parquet(windows: dict[str, Windows]) -> bytes:
-    """One row per window: role, slice, tokens. The same windows always give the same bytes."""
-    table = pa.table(
-        {
-            "role": [role for role, one in windows.items() for _ in one.slices],
-            "slice": [label for one in windows.values() for label in one.slices],
-            "tokens": pa.array([row for one in windows.values() for row in one.tokens], type=pa.list_(pa.int32())),
-        }
-    )
+    """One row per window: role, slice, tokens, of sentences the label. The same windows always give the same bytes."""
+    columns: dict[str, Any] = {
+        "role": [role for role, one in windows.items() for _ in one.slices],
+        "slice": [label for one in windows.values() for label in one.slices],
+        "tokens": pa.array([row for one in windows.values() for row in one.tokens], type=pa.list_(pa.int32())),
+    }
+    labels = [label for one in windows.values() for label in one.labels or ()]
+    if labels:
+        columns["label"] = pa.array(labels, type=pa.int32())
+    table = pa.table(columns)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -165,6 +179,8 @@ def from_parquet(content: bytes) -> dict[str, Windows]:
     windows = {}
     for role in dict.fromkeys(roles.tolist()):
         part = table.filter(pa.array(roles == role))
-        tokens = np.stack(part["tokens"].combine_chunks().to_numpy(zero_copy_only=False))
-        windows[role] = Windows(tokens=tokens.astype(np.int32), slices=part["slice"].to_pylist())
+        rows = [row.astype(np.int32) for row in part["tokens"].combine_chunks().to_numpy(zero_copy_only=False)]
+        labels = part["label"].to_pylist() if "label" in table.column_names else None
+        tokens = np.stack(rows) if labels is None else rows
+        windows[role] = Windows(tokens=tokens, slices=part["slice"].to_pylist(), labels=labels)
     return windows

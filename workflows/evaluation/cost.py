@@ -12,17 +12,19 @@ class Traffic(Strict):
     """What the model serves."""
 
     requests_per_day: float = Field(100_000, gt=0, description="Requests that the model answers in a day.")
-    prompt_tokens: float = Field(500, gt=0, description="Tokens in a mean prompt.")
-    output_tokens: float = Field(100, gt=0, description="Tokens in a mean answer.")
+    prompt_tokens: float = Field(
+        500, gt=0, description="Tokens in a mean prompt, or in a text that a classifier reads."
+    )
+    output_tokens: float = Field(100, gt=0, description="Tokens in a mean answer; a classifier gives none.")
 
 
 class Throughput(BaseModel):
-    """Tokens per second of one machine, as measured."""
+    """Tokens per second of one machine, as measured; `decode` is None for a model that writes none."""
 
     model_config = ConfigDict(frozen=True)
 
     prefill: float
-    decode: float
+    decode: float | None
 
 
 class Cost(BaseModel):
@@ -31,7 +33,7 @@ class Cost(BaseModel):
     Attributes:
         dense_per_million, compressed_per_million: a million tokens in the traffic's mix of prompt and output.
         dense_prompt_per_million, compressed_prompt_per_million: a million tokens read.
-        dense_output_per_million, compressed_output_per_million: a million tokens written.
+        dense_output_per_million, compressed_output_per_million: a million tokens written; None where none are.
         run: the compression itself, once.
         months_to_pay_back: None means never, nothing is saved.
     """
@@ -43,8 +45,8 @@ class Cost(BaseModel):
     compressed_per_million: float
     dense_prompt_per_million: float
     compressed_prompt_per_million: float
-    dense_output_per_million: float
-    compressed_output_per_million: float
+    dense_output_per_million: float | None
+    compressed_output_per_million: float | None
     dense_per_month: float
     compressed_per_month: float
     run: float
@@ -54,7 +56,8 @@ class Cost(BaseModel):
 
 def seconds_per_request(throughput: Throughput, traffic: Traffic) -> float:
     """Seconds of one machine for a mean request."""
-    return traffic.prompt_tokens / throughput.prefill + traffic.output_tokens / throughput.decode
+    written = traffic.output_tokens / throughput.decode if throughput.decode else 0.0
+    return traffic.prompt_tokens / throughput.prefill + written
 
 
 def cost(
@@ -83,7 +86,7 @@ def cost(
         "dense": seconds_per_request(dense, traffic),
         "compressed": seconds_per_request(compressed, traffic),
     }
-    tokens = traffic.prompt_tokens + traffic.output_tokens
+    tokens = traffic.prompt_tokens + (traffic.output_tokens if dense.decode else 0.0)
     per_second = price_per_hour / SECONDS_PER_HOUR
     million = {name: seconds * per_second / tokens * 1e6 for name, seconds in per_request.items()}
     month = {
@@ -97,16 +100,17 @@ def cost(
         compressed_per_million=million["compressed"],
         dense_prompt_per_million=per_second / dense.prefill * 1e6,
         compressed_prompt_per_million=per_second / compressed.prefill * 1e6,
-        dense_output_per_million=per_second / dense.decode * 1e6,
-        compressed_output_per_million=per_second / compressed.decode * 1e6,
+        dense_output_per_million=per_second / dense.decode * 1e6 if dense.decode else None,
+        compressed_output_per_million=per_second / compressed.decode * 1e6 if compressed.decode else None,
         dense_per_month=month["dense"],
         compressed_per_month=month["compressed"],
         run=run,
         months_to_pay_back=run / saved if saved > 0 else None,
         assumptions=(
             f"A machine costs ${price_per_hour:g} an hour ({price_origin}).",
-            f"Traffic: {traffic.requests_per_day:,.0f} requests a day of {traffic.prompt_tokens:,.0f} prompt and "
-            f"{traffic.output_tokens:,.0f} output tokens, from the job.",
+            f"Traffic: {traffic.requests_per_day:,.0f} requests a day of {traffic.prompt_tokens:,.0f} "
+            + (f"prompt and {traffic.output_tokens:,.0f} output tokens" if dense.decode else "tokens")
+            + ", from the job.",
             f"Throughput as measured at {measured_at}; no batching across requests.",
             "Machines are paid for the seconds they work (full utilisation); real bills are higher for both alike.",
             f"The run took {run_seconds:,.0f} s on {machines} machine(s); people's time is not counted.",

@@ -1,16 +1,24 @@
-"""Whether a stage is good enough: increase of perplexity over the dense model, on all data and the worst slice."""
+"""Whether a stage is good enough: by how much it is worse than the dense model, on all data and the worst slice."""
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from workflows.evaluation.quality import LARGEST_MEAN, Quality, resamples
+from workflows.evaluation.measures import Name, measure_of
+from workflows.evaluation.quality import Quality
 from workflows.recipe import Gates
-
-TOLD_IN_PERCENT = 10.0  # a share: up to 1000 %
 
 
 class Verdict(BaseModel):
-    """A gate's decision and its numbers; increases are shares (0.1 is 10 %), None when the model is broken."""
+    """A gate's decision and its numbers.
+
+    Attributes:
+        passed: the decision.
+        increase: by how much the model is worse than the dense one, as a share (0.1 is 10 %): the relative increase
+            of its perplexity, or, for a classifier, the accuracy that it lost; None when it is broken.
+        interval: of `increase`, 95 %.
+        worst_slice, worst_increase: the slice on which it is most, and how much there.
+        reasons: the decision in words.
+        measure: what it was judged by.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,6 +28,7 @@ class Verdict(BaseModel):
     worst_slice: str | None
     worst_increase: float | None
     reasons: tuple[str, ...]
+    measure: Name = "perplexity"
 
     @property
     def sentence(self) -> str:
@@ -30,62 +39,46 @@ class Verdict(BaseModel):
 def judge(dense: Quality, candidate: Quality, gates: Gates, seed: int = 0) -> Verdict:
     """Holds a model against its gates.
 
-    The decision is taken on the measured increase; its interval is a paired bootstrap over windows, since both models
+    The decision is taken on what was measured; its interval is a paired bootstrap over windows, since both models
     saw the same ones. A slice on which the model is broken fails, however good the rest is.
     """
-    assert [(one.slice, one.tokens) for one in dense.windows] == [
-        (one.slice, one.tokens) for one in candidate.windows
+    assert [(one.slice, one.tokens, one.label) for one in dense.windows] == [
+        (one.slice, one.tokens, one.label) for one in candidate.windows
     ], "both models are judged on the same windows"
-    overall = increase(dense, candidate)
+    measure = measure_of(dense)
+    limit, slice_limit = measure.limits(gates)
+    overall = measure.worse(dense, candidate)
     if overall is None:
-        return broken("the model's losses are not finite: it is broken")
+        return broken("the model's losses are not finite: it is broken", measure.name)
     by_slice = {}
     for name in dense.slices:
-        risen = increase(dense.of_slice(name), candidate.of_slice(name))
-        if risen is None:
-            return broken(f"the losses on slice {name} are not finite: the model is broken there", name)
-        by_slice[name] = risen
+        worse = measure.worse(dense.of_slice(name), candidate.of_slice(name))
+        if worse is None:
+            return broken(f"the losses on slice {name} are not finite: the model is broken there", measure.name, name)
+        by_slice[name] = worse
     worst = max(by_slice, key=lambda name: by_slice[name])
-    reasons = [compared("perplexity", overall, gates.perplexity_increase)]
+    reasons = [measure.compared(measure.name, overall, limit)]
     if len(by_slice) > 1:
-        reasons.append(compared(f"worst slice {worst}", by_slice[worst], gates.worst_slice_increase))
-    passed = overall <= gates.perplexity_increase and by_slice[worst] <= gates.worst_slice_increase
+        reasons.append(measure.compared(f"worst slice {worst}", by_slice[worst], slice_limit))
     return Verdict(
-        passed=passed,
+        passed=overall <= limit and by_slice[worst] <= slice_limit,
         increase=overall,
-        interval=paired_interval(dense, candidate, seed),
+        interval=measure.paired(dense, candidate, seed),
         worst_slice=worst,
         worst_increase=by_slice[worst],
         reasons=tuple(reasons),
+        measure=measure.name,
     )
 
 
-def broken(reason: str, worst_slice: str | None = None) -> Verdict:
-    """The verdict on a model that has no perplexity."""
+def broken(reason: str, measure: Name, worst_slice: str | None = None) -> Verdict:
+    """The verdict on a model that cannot be judged."""
     return Verdict(
-        passed=False, increase=None, interval=None, worst_slice=worst_slice, worst_increase=None, reasons=(reason,)
+        passed=False,
+        increase=None,
+        interval=None,
+        worst_slice=worst_slice,
+        worst_increase=None,
+        reasons=(reason,),
+        measure=measure,
     )
-
-
-def increase(dense: Quality, candidate: Quality) -> float | None:
-    """Relative increase of perplexity; None when one of them is not finite."""
-    before, after = dense.perplexity, candidate.perplexity
-    return None if before is None or after is None else after / before - 1
-
-
-def paired_interval(dense: Quality, candidate: Quality, seed: int) -> tuple[float, float]:
-    """95 % interval of the increase, both models resampled on the same windows."""
-    (loss, tokens), (other, _) = dense.sums(), candidate.sums()
-    picks = resamples(len(loss), seed)
-    ratios = np.exp(np.minimum((other[picks] - loss[picks]).sum(1) / tokens[picks].sum(1), LARGEST_MEAN)) - 1
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def compared(what: str, value: float, limit: float) -> str:
-    """Such as "perplexity rose 14.2 % (limit +10 %)"; a rise that no percentage makes clear is told in times."""
-    if value > TOLD_IN_PERCENT:
-        moved = f"rose to {value + 1:.3g} times the dense model's"
-    else:
-        moved = f"rose {value:.1%}" if value >= 0 else f"fell {-value:.1%}"
-    return f"{what} {moved} (limit +{limit:.0%})".replace("%", " %")

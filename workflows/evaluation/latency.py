@@ -16,7 +16,7 @@ ROUNDS_BEFORE = 1  # warm-up: first calls compile, page in and allocate
 
 
 class Shape(BaseModel):
-    """What is timed: a prompt of so many tokens, then so many new ones."""
+    """What is timed: a prompt of so many tokens, then so many new ones; of a classifier none, only texts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class PairedTiming(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    phase: str  # prefill or decode
+    phase: str  # prefill or decode; of a classifier, classify
     shape: Shape
     dense: Timing
     compressed: Timing
@@ -74,13 +74,13 @@ class Footprint(BaseModel):
 def measure_latency(
     dense: Any, compressed: Any, shapes: tuple[Shape, ...], rounds: int, seed: int = 0
 ) -> tuple[PairedTiming, ...]:
-    """Times prefill and decode of both models at every shape.
+    """Times all phases of both models at every shape.
 
     In each round the two models take turns in random order, so that a drift of the machine meets both alike.
 
     Args:
-        dense: a Hugging Face causal language model.
-        compressed: another one of the same vocabulary, on the same device.
+        dense: a Hugging Face causal language model, or a classifier.
+        compressed: another one of the same kind and vocabulary, on the same device.
         shapes: batch, prompt and new tokens.
         rounds: counted rounds per shape.
         seed: of tokens and order.
@@ -91,14 +91,17 @@ def measure_latency(
         tokens = torch.from_numpy(random.integers(10, dense.config.vocab_size, (shape.batch, shape.prompt)))
         tokens = tokens.to(next(dense.parameters()).device)
         models = {"dense": dense, "compressed": compressed}
-        seconds: dict[tuple[str, str], list[float]] = {(n, p): [] for n in models for p in ("prefill", "decode")}
+        phases = (
+            {"prefill": shape.prompt, "decode": shape.new_tokens} if shape.new_tokens else {"classify": shape.prompt}
+        )
+        seconds: dict[tuple[str, str], list[float]] = {(n, p): [] for n in models for p in phases}
         for number in range(ROUNDS_BEFORE + rounds):
             for name in random.permutation(list(models)):
-                prefill, decode = _one(models[name], tokens, shape.new_tokens)
+                taken = _one(models[name], tokens, shape.new_tokens)
                 if number >= ROUNDS_BEFORE:
-                    seconds[name, "prefill"].append(prefill)
-                    seconds[name, "decode"].append(decode)
-        for phase, count in (("prefill", shape.prompt), ("decode", shape.new_tokens)):
+                    for phase, one in zip(phases, taken, strict=True):
+                        seconds[name, phase].append(one)
+        for phase, count in phases.items():
             timings = {n: Timing(seconds=tuple(seconds[n, phase]), tokens=shape.batch * count) for n in models}
             results.append(
                 PairedTiming(phase=phase, shape=shape, dense=timings["dense"], compressed=timings["compressed"])
@@ -106,11 +109,15 @@ def measure_latency(
     return tuple(results)
 
 
-def _one(model: Any, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of the prompt, and of `new_tokens` greedy steps after it."""
+def _one(model: Any, tokens: torch.Tensor, new_tokens: int) -> tuple[float, ...]:
+    """Seconds of the prompt, and of `new_tokens` greedy steps after it; if there are none, of the texts alone."""
     synchronize = torch.cuda.synchronize if tokens.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
+    if not new_tokens:
+        model(tokens)
+        synchronize()
+        return (time.perf_counter() - start,)
     out = model(tokens, use_cache=True, logits_to_keep=1)
     synchronize()
     middle = time.perf_counter()

@@ -2,13 +2,16 @@
 
 import torch
 
+from cluster.errors import InputError
 from cluster.storage import open_store
+from workflows.data.labelled import labelled_windows
 from workflows.data.windows import Windows, build_windows, check_known
 from workflows.evaluation.gates import Verdict, judge
 from workflows.evaluation.quality import Quality, measure_quality
-from workflows.models.decoder import load_model
+from workflows.models.labels import labels_of
 from workflows.models.source import Source, load_tokenizer
 from workflows.models.state import ModelState
+from workflows.models.whole import load_model
 from workflows.recipe import DataSource, Recipe
 from workflows.stages import serving_dtype
 
@@ -28,7 +31,15 @@ def judge_live(dense: Source, live: Source, data: DataSource, recipe: Recipe) ->
         InputError: the data cannot be read or are too little.
     """
     tokenizer = load_tokenizer(dense)
-    windows = build_windows("fresh", data, tokenizer, recipe.seed)
+    if recipe.classifies != (data.label is not None):
+        raise InputError(
+            f"data.label: {data.source}: the release is judged on texts "
+            + ("with labels; name their column" if recipe.classifies else "without labels; leave it out")
+        )
+    if recipe.classifies:
+        windows = labelled_windows("fresh", data, tokenizer, labels_of(dense.config), recipe.seed)
+    else:
+        windows = build_windows("fresh", data, tokenizer, recipe.seed)
     check_known({"fresh": windows}, dense.config["vocab_size"], tokenizer)
     before, after = (_quality(one, windows, recipe) for one in (dense, live))
     return judge(before, after, recipe.gates, recipe.seed)

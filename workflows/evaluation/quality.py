@@ -1,4 +1,4 @@
-"""How well a language model predicts text: perplexity and token accuracy, over all data and per slice."""
+"""How well a model predicts: the scores of every window, from which perplexity, accuracy and all else is made."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from workflows.data.windows import Windows
@@ -17,7 +17,10 @@ LARGEST_MEAN = 700.0  # nats a token; e to the power of more overflows fp64
 
 
 class WindowScore(BaseModel):
-    """One window's sums: over `tokens` predicted tokens, the loss in nats and how many were predicted right."""
+    """One window's sums: over `tokens` predicted tokens, the loss in nats and how many were predicted right.
+
+    A classifier predicts one thing for each text, its class: then `label` is the right one, `chosen` the model's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,6 +28,8 @@ class WindowScore(BaseModel):
     tokens: int
     loss: float | None  # None: not finite, the model is broken
     right: int
+    label: int | None = Field(None, exclude_if=lambda value: value is None)
+    chosen: int | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Quality(BaseModel):
@@ -36,8 +41,13 @@ class Quality(BaseModel):
 
     @property
     def finite(self) -> bool:
-        """Whether there is a perplexity: every loss is a number, and their mean is not beyond all numbers."""
+        """Whether the model is sound: every loss is a number, and their mean is not beyond all numbers."""
         return self.perplexity is not None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether these are a classifier's scores."""
+        return any(one.label is not None for one in self.windows)
 
     @property
     def slices(self) -> list[str]:
@@ -46,7 +56,7 @@ class Quality(BaseModel):
 
     @property
     def token_accuracy(self) -> float:
-        """Share of tokens that the model would have chosen itself."""
+        """Share of tokens that the model would have chosen itself; of a classifier, of texts that it got right."""
         return sum(one.right for one in self.windows) / sum(one.tokens for one in self.windows)
 
     def of_slice(self, name: str) -> "Quality":
@@ -83,16 +93,36 @@ def resamples(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
-@torch.inference_mode()
 def measure_quality(model: Any, windows: Windows) -> Quality:
-    """Scores every token of every window but the first, which is context.
-
-    Windows go through the model one at a time, so a window's score does not depend on which others are there.
+    """Scores a model. Windows go through it one at a time, so a score does not depend on which others are there.
 
     Args:
-        model: a Hugging Face causal language model.
-        windows: tokens [n, length] and their slices.
+        model: a Hugging Face causal language model; a sequence classifier where windows have labels.
+        windows: what it is judged on.
     """
+    return score_tokens(model, windows) if windows.labels is None else score_classes(model, windows)
+
+
+@torch.inference_mode()
+def score_classes(model: Any, windows: Windows) -> Quality:
+    """Scores a classifier's choice for every text."""
+    device = next(model.parameters()).device
+    scores = []
+    for number, (row, name) in enumerate(zip(windows.tokens, windows.slices, strict=True)):
+        logits = model(torch.from_numpy(row.astype(np.int64)).to(device)[None]).logits.float()
+        label = windows.wanted(number)
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(label).to(device)[None]).item()
+        wanted, chosen = int(label), int(logits.argmax())
+        finite = loss if math.isfinite(loss) else None
+        scores.append(
+            WindowScore(slice=name, tokens=1, loss=finite, right=int(chosen == wanted), label=wanted, chosen=chosen)
+        )
+    return Quality(windows=tuple(scores))
+
+
+@torch.inference_mode()
+def score_tokens(model: Any, windows: Windows) -> Quality:
+    """Scores every token of every window but the first, which is context."""
     device = next(model.parameters()).device
     scores = []
     for row, label in zip(windows.tokens, windows.slices, strict=True):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import InputError
 from cluster.storage import Stored, open_store
 from workflows.formats import compact
-from workflows.models.checkpoint import Checkpoint, header, is_prunable
+from workflows.models.checkpoint import Checkpoint, header
 from workflows.models.state import ModelState
 from workflows.release import model_digest
 from workflows.reports.report import Size
@@ -59,7 +59,9 @@ def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str,
             break
         data = store.get(stored.key)
         if name != OUTER_FILE:
-            linears = [one for full, one in safetensors.torch.load(data).items() if is_prunable(full, one.shape)]
+            linears = [
+                one for full, one in safetensors.torch.load(data).items() if checkpoint.is_prunable(full, one.shape)
+            ]
             zeros += sum(one.numel() - int(one.count_nonzero()) for one in linears)
         packed[name] = store.put(f"{prefix}/compact/{name}", compact.pack_bytes(data))
     dense_bytes = sum(one.size for one in weights.values())
@@ -91,7 +93,7 @@ def dense_size(state: ModelState, weight_bytes: int) -> Size:
 def counts(checkpoint: Checkpoint) -> dict[str, int]:
     """All parameters (tied ones once), and those of the linears inside blocks."""
     shapes = checkpoint.shapes()
-    linears = [shape for name, shape in shapes.items() if is_prunable(name, shape)]
+    linears = [shape for name, shape in shapes.items() if checkpoint.is_prunable(name, shape)]
     return {
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "block_parameters": sum(math.prod(shape) for shape in linears),

@@ -1,8 +1,9 @@
 """Reads a checkpoint lazily: an index of tensors, one block or some rows at a time, never the whole."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -10,11 +11,11 @@ import torch
 from cluster.errors import InputError
 from cluster.storage import Store, open_store
 from workflows.models.expert_names import is_router, one_by_one
+from workflows.models.families import family_of
 from workflows.models.safetensors_header import TensorInfo, read_header
 from workflows.models.state import ModelState
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOCK_PREFIX = "model.layers."
 ROWS_READ_AT_ONCE = 8 << 20  # bytes; one request's worth when rows of an embedding are picked
 
 
@@ -38,9 +39,9 @@ class Checkpoint:
         Raises:
             InputError: the source has no tensor of this block.
         """
-        prefix = f"{BLOCK_PREFIX}{block}."
+        prefix = self.state.prefix(block)
         if self.state.blocks:
-            yield from read_block_file(self._store, self.state.blocks[block].key, block, wanted)
+            yield from read_block_file(self._store, self.state.blocks[block].key, prefix, wanted)
             return
         names = [name for name in self._index if name.startswith(prefix)]
         if not names:
@@ -51,7 +52,7 @@ class Checkpoint:
 
     def read_linear_rows(self, block: int, linear: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop of one linear's weight [rows, in] in the stored dtype; only these bytes are read."""
-        name = f"{BLOCK_PREFIX}{block}.{linear}.weight"
+        name = f"{self.state.prefix(block)}{linear}.weight"
         if not self.state.blocks:
             return rows_of(self._source, *self._index_entry(name), start, stop)
         key = self.state.blocks[block].key
@@ -72,7 +73,11 @@ class Checkpoint:
     @property
     def outer_names(self) -> list[str]:
         """Full names of the tensors outside the blocks, sorted."""
-        return sorted(name for name in self._index if not name.startswith(BLOCK_PREFIX))
+        return sorted(name for name in self._index if not self._in_a_block(name))
+
+    def is_prunable(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a tensor, by its full name, is one that may be pruned: a matrix in a block that does not route."""
+        return self._in_a_block(name) and len(shape) == 2 and not is_router(name.removesuffix(".weight"))
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor of the source by its full name."""
@@ -102,8 +107,11 @@ class Checkpoint:
         """Full tensor name → (file, place in it), over all shards of the source."""
         index = self._source.get("model.safetensors.index.json") if self._has_index else None
         files = sorted(set(json.loads(index)["weight_map"].values())) if index else ["model.safetensors"]
-        headers = {file: one_by_one(header(self._source, file), self.state.config) for file in files}
+        headers = {file: as_run(header(self._source, file), self.state.config) for file in files}
         return {name: (file, info) for file, tensors in headers.items() for name, info in tensors.items()}
+
+    def _in_a_block(self, name: str) -> bool:
+        return name.startswith(f"{family_of(self.state.config).layers}.")
 
     @property
     def _has_index(self) -> bool:
@@ -115,23 +123,28 @@ class Checkpoint:
         return self._index[name]
 
 
-def is_prunable(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor, by its full name, is one that pruning may change: a matrix in a block that does not route."""
-    return name.startswith(BLOCK_PREFIX) and len(shape) == 2 and not is_router(name.removesuffix(".weight"))
+def as_run(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """A file's tensors by the names that they are run under: experts one by one, without what nobody reads.
+
+    Raises:
+        InputError: a matrix is there twice, fused and alone.
+    """
+    forgotten = family_of(config).forgotten
+    return one_by_one({name: info for name, info in tensors.items() if name not in forgotten}, config)
 
 
 def read_block_file(
-    store: Store, key: str, block: int, wanted: Callable[[str], bool] = lambda name: True
+    store: Store, key: str, prefix: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors of a block that a run wrote, one at a time, names relative to the block."""
+    """The wanted tensors of a block that a run wrote, one at a time, names without the block's `prefix`."""
     for name, info in header(store, key).items():
-        if wanted(own := name.removeprefix(f"{BLOCK_PREFIX}{block}.")):
+        if wanted(own := name.removeprefix(prefix)):
             yield own, as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
 
 
-def block_file(block: int, tensors: dict[str, torch.Tensor]) -> bytes:
+def block_file(prefix: str, tensors: dict[str, torch.Tensor]) -> bytes:
     """The safetensors bytes of one block, tensors under their full names; such a file is a release's shard."""
-    full = {f"{BLOCK_PREFIX}{block}.{name}": tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    full = {f"{prefix}{name}": tensor.contiguous() for name, tensor in sorted(tensors.items())}
     return safetensors.torch.save(full, metadata={"format": "pt"})
 
 

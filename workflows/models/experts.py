@@ -92,9 +92,10 @@ def separate(model: Any, config: dict[str, Any]) -> None:
 
 def fuse(model: Any) -> Any:
     """Turns a model's experts back into transformers' own modules, block by block: what is served, and so is timed."""
-    for layer in model.model.layers:
-        if isinstance(getattr(layer.mlp, "experts", None), Experts):
-            layer.mlp.experts = layer.mlp.experts.fused()
+    if model.config.model_type in MIXTURES:
+        for layer in model.model.layers:
+            if isinstance(getattr(layer.mlp, "experts", None), Experts):
+                layer.mlp.experts = layer.mlp.experts.fused()
     return model
 
 

@@ -8,12 +8,11 @@ import torch
 from transformers import AutoConfig
 
 from cluster.errors import InputError
-from workflows.models.checkpoint import BLOCK_PREFIX, DTYPES
-from workflows.models.decoder import empty_model
-from workflows.models.expert_names import one_by_one
+from workflows.models.checkpoint import DTYPES, as_run
+from workflows.models.families import family_of
 from workflows.models.safetensors_header import TensorInfo
+from workflows.models.whole import empty_model
 
-BLOCK = re.compile(re.escape(BLOCK_PREFIX) + r"(0|[1-9][0-9]{0,5})\.(.+)")
 TIED_HEAD = "lm_head.weight"
 
 
@@ -30,25 +29,30 @@ def check_fits(config: dict[str, Any], files: Mapping[str, Mapping[str, TensorIn
     Raises:
         InputError: no model can be built of the config, or its tensors are others; names the field or the tensor.
     """
-    count = config["num_hidden_layers"]
-    matrices = {file: one_by_one(inside, config) for file, inside in files.items()}
+    count, family = config["num_hidden_layers"], family_of(config)
+    in_block = re.compile(re.escape(family.layers) + r"\.(0|[1-9][0-9]{0,5})\.(.+)")
+    matrices = {file: as_run(inside, config) for file, inside in files.items()}
     tensors = {name: (file, info) for file, inside in matrices.items() for name, info in inside.items()}
-    blocks = {int(found[1]) for name in tensors if (found := BLOCK.fullmatch(name))}
+    blocks = {int(found[1]) for name in tensors if (found := in_block.fullmatch(name))}
     if not tensors or len(blocks) != count or max(blocks) != count - 1:
         missing = next((number for number in range(len(blocks) + 1) if number not in blocks), count)
         raise InputError(
             f"{where}: config.json: num_hidden_layers: {count}, but the weights have {len(blocks)} blocks; "
-            + (f"{BLOCK_PREFIX}{missing} is missing" if missing < count else f"there is {BLOCK_PREFIX}{max(blocks)}")
+            + (
+                f"{family.layers}.{missing} is missing"
+                if missing < count
+                else f"there is {family.layers}.{max(blocks)}"
+            )
         )
     wanted, tied = _wanted(config, where)
     for name in wanted.keys() - ({TIED_HEAD} if tied else set()):
-        block = BLOCK.fullmatch(name)
-        for full in [f"{BLOCK_PREFIX}{number}.{block[2]}" for number in range(count)] if block else [name]:
+        block = in_block.fullmatch(name)
+        for full in [f"{family.prefix(number)}{block[2]}" for number in range(count)] if block else [name]:
             if full not in tensors:
                 raise InputError(f"{where}: tensor {full} is missing; config.json asks for it")
     for name, (file, info) in tensors.items():
-        block = BLOCK.fullmatch(name)
-        shape = wanted.get(f"{BLOCK_PREFIX}0.{block[2]}" if block else name)
+        block = in_block.fullmatch(name)
+        shape = wanted.get(f"{family.prefix(0)}{block[2]}" if block else name)
         if shape is None:
             raise InputError(f"{where}: {file}: tensor {name!r} is none of the model that config.json describes")
         if shape != info.shape:

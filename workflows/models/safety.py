@@ -8,15 +8,12 @@ from typing import Any
 from cluster.errors import InputError
 from cluster.storage import Store
 from workflows.models.expert_names import COUNTS, MIXTURES
+from workflows.models.families import FAMILIES, most_tokens
+from workflows.models.labels import check_labels
 from workflows.models.safetensors_header import TensorInfo, read_header
 from workflows.models.strict_json import strict_json
 
-ARCHITECTURES = {  # and the model_type by which transformers builds each
-    "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3_text",
-    "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe", "MixtralForCausalLM": "mixtral",
-    "OlmoeForCausalLM": "olmoe",
-}  # fmt: skip
+ARCHITECTURES = {family.architecture: model_type for model_type, family in FAMILIES.items()}
 LARGEST_JSON = {"config.json": 1 << 20, "model.safetensors.index.json": 8 << 20, "tokenizer_config.json": 16 << 20}
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 DEFAULTED = ("num_key_value_heads", "head_dim")
@@ -61,7 +58,36 @@ def read_config(store: Store) -> dict[str, Any]:
         raise InputError(f"{where}: num_key_value_heads: they do not divide the attention heads into groups")
     if config["model_type"] in MIXTURES:
         _check_experts(config, where)
+    if FAMILIES[config["model_type"]].classifies:
+        _check_classifier(config, where)
     return config
+
+
+def _check_classifier(config: Mapping[str, Any], where: str) -> None:
+    """Whether a classifier is an encoder that knows its classes and where its words stand.
+
+    Raises:
+        InputError: names the field.
+    """
+    for field in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+        if config.get(field):
+            raise InputError(f"{where}: {field}: a classifier that is no plain encoder is not covered")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"{where}: position_embedding_type: {config['position_embedding_type']!r} is not covered; 'absolute' is"
+        )
+    for field in ("max_position_embeddings", "type_vocab_size"):
+        value = config.get(field)
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise InputError(f"{where}: {field}: {value!r} is no whole number from 1 to {LARGEST_SIZE}")
+    padding = config.get("pad_token_id")
+    if padding is not None and (type(padding) is not int or not 0 <= padding < config["vocab_size"]):
+        raise InputError(f"{where}: pad_token_id: {padding!r} is none of the {config['vocab_size']} words")
+    if most_tokens(config) < 8:
+        raise InputError(
+            f"{where}: max_position_embeddings: {config['max_position_embeddings']} leaves no room for text"
+        )
+    check_labels(config, where)
 
 
 def _check_experts(config: Mapping[str, Any], where: str) -> None:

@@ -17,7 +17,7 @@ from workflows.models.safety import INDEX, read_config, read_json, refuse_code, 
 
 TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 LARGEST_TEXT = 256 << 20  # bytes of a tokenizer file
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
@@ -182,7 +182,7 @@ def _check_others(store: Store, sizes: dict[str, int]) -> None:
     Raises:
         InputError: they are not; names the file.
     """
-    if "tokenizer.json" not in sizes and "tokenizer.model" not in sizes:
+    if not sizes.keys() & {"tokenizer.json", "tokenizer.model", "vocab.txt"}:
         raise InputError(f"{store.uri}: tokenizer.json is missing; a model is compressed with its tokenizer")
     for name, size in sizes.items():
         if size > LARGEST_TEXT:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from cluster.storage import Stored
+from workflows.models.families import family_of
 
 
 class ModelState(BaseModel):
@@ -32,3 +33,7 @@ class ModelState(BaseModel):
     def block_count(self) -> int:
         """Number of Transformer layers."""
         return int(self.config["num_hidden_layers"])
+
+    def prefix(self, block: int) -> str:
+        """What the names of a block's tensors begin with, such as "model.layers.3."."""
+        return family_of(self.config).prefix(block)

@@ -1,6 +1,7 @@
 """The documents of a release: the report in three forms, where the model came from, and the signature."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def make_report(
 ) -> Report:
     """Puts everything that was measured together, and counts the money."""
     profile = load_profile(settings.hardware)
-    prefill, decode = (next(one for one in measured.timings if one.phase == phase) for phase in ("prefill", "decode"))
-    shape = prefill.shape
+    first = measured.timings[0].shape
+    phases = [one for one in measured.timings if one.shape == first]
     return Report(
         name=settings.name,
         run=settings.run,
@@ -55,14 +56,15 @@ def make_report(
         compressed_size=release.size,
         measured=measured,
         cost=cost(
-            throughput(prefill, decode, "dense"),
-            throughput(prefill, decode, "compressed"),
+            throughput(phases, "dense"),
+            throughput(phases, "compressed"),
             settings.traffic,
             profile.price_per_hour_usd,
             f"{profile.price_source}, {profile.price_date}",
             sum(seconds.values()),
             1 if settings.cluster.address == "embedded" else settings.cluster.workers,
-            f"batch {shape.batch}, {shape.prompt} prompt and {shape.new_tokens} new tokens",
+            f"batch {first.batch}, {first.prompt} "
+            + (f"prompt and {first.new_tokens} new tokens" if first.new_tokens else "tokens"),
         ),
         step_seconds={name: round(value, 1) for name, value in seconds.items()},
         recipe=recipe.model_dump(mode="json"),
@@ -71,11 +73,10 @@ def make_report(
     )
 
 
-def throughput(prefill: PairedTiming, decode: PairedTiming, model: str) -> Throughput:
-    """Tokens a second of one model at the medians."""
-    return Throughput(
-        prefill=getattr(prefill, model).tokens_per_second, decode=getattr(decode, model).tokens_per_second
-    )
+def throughput(phases: Sequence[PairedTiming], model: str) -> Throughput:
+    """Tokens a second of one model at the medians: of its first phase, which reads, and of decoding if it does."""
+    read, *written = [getattr(one, model).tokens_per_second for one in phases]
+    return Throughput(prefill=read, decode=written[0] if written else None)
 
 
 def documents(report: Report) -> dict[str, bytes]:

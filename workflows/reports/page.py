@@ -25,13 +25,14 @@ def render_page(report: Report) -> bytes:
         plot=quality_against_size_and_speed(report),
         payback=payback(report),
         gate_increase=gate_increase,
-        rounds=len(report.timing("prefill").dense.seconds),
+        shown=lambda quality: report.measure.shown(report.measure.value(quality)),
+        rounds=len(report.phases[0].dense.seconds),
     ).encode()
 
 
 def payback(report: Report) -> str:
     """When the run has paid for itself; nothing is promised from a speed that was not measurably different."""
-    ranges = [report.timing(phase).speedup()[1:] for phase in ("prefill", "decode")]
+    ranges = [one.speedup()[1:] for one in report.phases]
     if all(low <= 1 <= high for low, high in ranges):
         return "cannot be told: no speed differs measurably"
     months = report.cost.months_to_pay_back
@@ -41,8 +42,10 @@ def payback(report: Report) -> str:
 
 
 def gate_increase(judged: Verdict) -> str:
-    """The increase of perplexity with its paired interval, such as "+1.6 % (-0.8 to +4.1)"."""
+    """How the model moved, with the paired interval, such as "+1.6 % (-0.8 to +4.1)"; of accuracy in points."""
     if judged.increase is None or judged.interval is None:
         return "broken"
     low, high = judged.interval
+    if judged.measure == "accuracy":
+        return f"{-100 * judged.increase:+.1f} ({-100 * high:+.1f} to {-100 * low:+.1f})"
     return f"{100 * judged.increase:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"

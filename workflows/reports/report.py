@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from workflows.evaluation.cost import Cost
 from workflows.evaluation.gates import Verdict
 from workflows.evaluation.latency import Footprint, PairedTiming
+from workflows.evaluation.measures import Measure, measure_of
 from workflows.evaluation.quality import Quality
 
 
@@ -102,3 +103,13 @@ class Report(BaseModel):
     def timing(self, phase: str) -> PairedTiming:
         """A phase at the first shape."""
         return next(one for one in self.measured.timings if one.phase == phase)
+
+    @property
+    def phases(self) -> list[PairedTiming]:
+        """Every phase at the first shape: prefill and decode, or a classifier's only one."""
+        return [self.timing(phase) for phase in dict.fromkeys(one.phase for one in self.measured.timings)]
+
+    @property
+    def measure(self) -> Measure:
+        """What the models are judged by."""
+        return measure_of(self.dense)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from workflows.evaluation.latency import PairedTiming
+from workflows.evaluation.measures import Measure
 from workflows.evaluation.quality import Quality
 from workflows.reports.report import Report
 
@@ -27,9 +28,8 @@ def verdict(report: Report) -> str:
         if size < 0
         else f"{report.name}: as many parameters, "
         f"{report.compressed_size.zeros / report.compressed_size.block_parameters:.0%} of the pruned matrices are zero",
-        f"prefill {faster(report.timing('prefill'))}",
-        f"decode {faster(report.timing('decode'))}",
-        f"perplexity {abs(kept):.1%} {'higher' if kept > 0 else 'lower'} than the dense model's",
+        *(f"{one.phase} {faster(one)}" for one in report.phases),
+        report.measure.said(kept),
     ]
     sentence = ", ".join(parts) + "."
     if report.stage < report.stages:
@@ -69,21 +69,16 @@ def comparison(report: Report) -> list[Row]:
                 "{:,.0f}",
             )
         )
-    rows.append(quality_row("perplexity", report.dense, report.compressed))
+    measure = report.measure
+    rows.append(quality_row(measure.name, report.dense, report.compressed, measure))
     slices = report.dense.slices
     if len(slices) > 1:
         rows += [
-            quality_row(f"  slice {name}", report.dense.of_slice(name), report.compressed.of_slice(name))
+            quality_row(f"  slice {name}", report.dense.of_slice(name), report.compressed.of_slice(name), measure)
             for name in slices
         ]
-    rows.append(
-        row(
-            "token accuracy, %",
-            100 * report.dense.token_accuracy,
-            100 * report.compressed.token_accuracy,
-            "{:.1f}",
-        )
-    )
+    for one, other in zip(measure.further(report.dense), measure.further(report.compressed), strict=True):
+        rows.append(row(one.label, one.value, other.value, one.form))
     for timing in report.measured.timings:
         rows += timing_rows(timing)
     before, after = report.measured.dense_footprint, report.measured.compressed_footprint
@@ -105,22 +100,25 @@ def row(label: str, dense: float, compressed: float, form: str) -> Row:
     return Row(label, form.format(dense), form.format(compressed), f"{change(dense, compressed):+.1%}")
 
 
-def quality_row(label: str, dense: Quality, compressed: Quality) -> Row:
-    """A row of two perplexities with intervals."""
+def quality_row(label: str, dense: Quality, compressed: Quality, measure: Measure) -> Row:
+    """A row of what two models are judged by, with intervals."""
     cells = []
     for one in (dense, compressed):
-        interval = one.interval()
+        interval = measure.interval(one)
         assert interval is not None
-        cells.append(f"{one.perplexity:.2f} ({interval[0]:.2f} to {interval[1]:.2f})")
-    return Row(label, cells[0], cells[1], f"{change(dense.perplexity or 0, compressed.perplexity or 0):+.1%}")
+        low, high = (measure.shown(bound) for bound in interval)
+        cells.append(f"{measure.shown(measure.value(one))} ({low} to {high})")
+    return Row(label, cells[0], cells[1], measure.moved(measure.worse(dense, compressed) or 0.0))
 
 
 def timing_rows(timing: PairedTiming) -> list[Row]:
     """Median, tail and throughput of one phase at one shape."""
     shape = timing.shape
-    place = f"{shape.batch} x {shape.prompt}" if timing.phase == "prefill" else f"batch {shape.batch}"
-    scale = 1000.0 if timing.phase == "prefill" else 1000.0 / shape.new_tokens
-    unit = "ms" if timing.phase == "prefill" else "ms a token"
+    decode = timing.phase == "decode"
+    place = f"batch {shape.batch}" if decode else f"{shape.batch} x {shape.prompt}"
+    scale = 1000.0 / shape.new_tokens if decode else 1000.0
+    unit = "ms a token" if decode else "ms"
+    what, each = ("texts", shape.prompt) if timing.phase == "classify" else ("tokens", 1)
     cells = [
         f"{one.percentile(50) * scale:.1f} / {one.percentile(90) * scale:.1f} / {one.percentile(99) * scale:.1f}"
         for one in (timing.dense, timing.compressed)
@@ -128,9 +126,9 @@ def timing_rows(timing: PairedTiming) -> list[Row]:
     return [
         Row(f"{timing.phase} {place}, p50 / p90 / p99 {unit}", cells[0], cells[1], faster(timing)),
         row(
-            "  tokens a second",
-            timing.dense.tokens_per_second,
-            timing.compressed.tokens_per_second,
+            f"  {what} a second",
+            timing.dense.tokens_per_second / each,
+            timing.compressed.tokens_per_second / each,
             "{:,.1f}",
         ),
     ]

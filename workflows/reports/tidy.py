@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflows.evaluation.measures import measure_of
 from workflows.evaluation.quality import Quality
 from workflows.reports.report import Report
 
@@ -61,9 +62,11 @@ def measurements(report: Report) -> Iterator[tuple[Any, ...]]:
 
 
 def quality_rows(stage: int, model: str, quality: Quality) -> Iterator[tuple[Any, ...]]:
-    """Perplexity over all and per slice, and token accuracy."""
+    """What it is judged by, over all and per slice, and the numbers beside it."""
+    measure = measure_of(quality)
     for name in ("all", *quality.slices):
         part = quality if name == "all" else quality.of_slice(name)
-        low, high = part.interval() or (None, None)
-        yield stage, model, "perplexity", name, part.perplexity, low, high, "1"
-    yield stage, model, "token_accuracy", "all", quality.token_accuracy, None, None, "1"
+        low, high = measure.interval(part) or (None, None)
+        yield stage, model, measure.name, name, measure.value(part), low, high, "1"
+    for one in measure.further(quality):
+        yield stage, model, one.metric, "all", one.value, None, None, "1"

@@ -46,9 +46,22 @@ def divergence(
         p = log_p.exp()
         for number, states in enumerate(candidates):
             log_q = _log_softmax(states[start : start + tokens], head, cap)
-            terms = (log_p - log_q).mul_(p).add_(log_q.exp_()).sub_(p)
-            sums[number] += terms.sum(dtype=torch.float64)
+            sums[number] += _summed(log_p, p, log_q)
     return sums
+
+
+@torch.no_grad()
+def divergence_of_logits(dense: Tensor, candidates: Sequence[Tensor]) -> Tensor:
+    """The same for logits [places, classes] that are held all at once, in double precision; [candidates] fp64."""
+    log_p = dense.double().log_softmax(1)
+    p = log_p.exp()
+    sums = [_summed(log_p, p, one.double().log_softmax(1)) for one in candidates]
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
+
+
+def _summed(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ (p · log(p/q) − p + q), a scalar fp64; overwrites log_q."""
+    return (log_p - log_q).mul_(p).add_(log_q.exp_()).sub_(p).sum(dtype=torch.float64)
 
 
 def _log_softmax(states: Tensor, head: Sequence[Tensor], cap: float | None) -> Tensor:

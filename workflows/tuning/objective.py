@@ -1,4 +1,4 @@
-"""What tuning minimises: the next token's loss, and the divergence from the dense model's predictions."""
+"""What tuning minimises: the task's own loss, and the divergence from the dense model's predictions."""
 
 from typing import Any
 
@@ -39,6 +39,39 @@ class Objective(nn.Module):
                 wanted = teacher.model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         total, lm, kl = HeadLoss.apply(hidden, teacher, targets, wanted, self.distill_weight)
         return torch.stack([total, lm, kl])
+
+
+class ClassObjective(nn.Module):
+    """Loss of a classifier against labels and teacher; pooler and classifier are the dense model's own in both.
+
+    Args:
+        student: the model that is tuned.
+        teacher: the dense model; gives, with `distill_weight` > 0, the targets.
+        distill_weight: α in (1 - α) · cross entropy + α · KL(teacher ‖ student), both per text.
+    """
+
+    def __init__(self, student: Any, teacher: Any, distill_weight: float) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = [teacher]  # as in `Objective`
+        self.distill_weight = distill_weight
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean losses [3]: total, cross entropy, KL; gradients flow from the first.
+
+        Args:
+            tokens: [texts, length], padded at their ends.
+            mask: [texts, length], 0 where there is padding, which no other token then sees.
+            labels: [texts], numbers of classes.
+        """
+        logits = functional.log_softmax(self.student(tokens, attention_mask=mask).logits.float(), dim=-1)
+        task = functional.nll_loss(logits, labels)
+        kl = torch.zeros_like(task)
+        if self.distill_weight:
+            with torch.no_grad():
+                wanted = self._teacher[0](tokens, attention_mask=mask).logits.float().log_softmax(-1)
+            kl = functional.kl_div(logits, wanted, reduction="batchmean", log_target=True)
+        return torch.stack([(1 - self.distill_weight) * task + self.distill_weight * kl, task, kl])
 
 
 class HeadLoss(torch.autograd.Function):

@@ -13,23 +13,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch.nn.utils.rnn import pad_sequence
 
 from cluster.errors import KarikomiError
 from cluster.storage import Stored, open_store
 from cluster.training import train
-from workflows.data.windows import from_parquet
+from workflows.data.windows import Windows, from_parquet
 from workflows.models.checkpoint import Checkpoint, block_file
-from workflows.models.decoder import load_model
 from workflows.models.state import ModelState
+from workflows.models.whole import layers_of, load_model
 from workflows.recipe import Tune
 from workflows.tuning import masks
-from workflows.tuning.objective import Objective
+from workflows.tuning.objective import ClassObjective, Objective
 
 GRADIENT_NORM = 1.0
 
 
 class StepLosses(BaseModel):
-    """Rank 0's losses at one optimizer step, in nats per token."""
+    """Rank 0's losses at one optimizer step, in nats per token, or per text.
+
+    `language_model` is the task's own loss; of a classifier, the cross entropy of its classes.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -110,7 +114,7 @@ def tune_rank(work: TuneWork, board: Any) -> None:
     dtype = getattr(torch, work.dtype)
     teacher = load_model(work.teacher, dtype).to(work.device)
     student = load_model(work.student, dtype)
-    layers = list(student.model.layers)
+    layers = list(layers_of(student, work.student.config))
     positions = [masks.pruned_positions(layer) for layer in layers]
     for layer, pruned in zip(layers, positions, strict=True):
         layer.requires_grad_(True)
@@ -120,17 +124,17 @@ def tune_rank(work: TuneWork, board: Any) -> None:
     optimizer = torch.optim.AdamW(
         trained, lr=work.tune.learning_rate, weight_decay=work.tune.weight_decay, foreach=False
     )
-    objective = Objective(student, teacher, work.tune.distill_weight if work.tune.distill else 0.0)
+    windows = from_parquet(open_store(work.student.store).get(work.windows_key))["tuning"]
+    kind = Objective if windows.labels is None else ClassObjective
+    objective = kind(student, teacher, work.tune.distill_weight if work.tune.distill else 0.0)
     engine, *_ = deepspeed.initialize(
         model=objective, optimizer=optimizer, config=deepspeed_config(work), dist_init_required=False
     )
-    tokens = from_parquet(open_store(work.student.store).get(work.windows_key))["tuning"].tokens
     losses: list[StepLosses] = []
-    for step, chosen in enumerate(batches(len(tokens), work.tune.batch, work.steps, ranks, rank, work.seed), 1):
+    for step, chosen in enumerate(batches(len(windows.tokens), work.tune.batch, work.steps, ranks, rank, work.seed), 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, work.steps, work.tune)
-        batch = torch.from_numpy(tokens[chosen].astype(np.int64)).to(work.device)
-        parts = engine(batch)
+        parts = engine(*(one.to(work.device) for one in batch_of(windows, chosen, work.student.config)))
         engine.backward(parts[0])
         engine.step()
         total, lm, kl = parts.detach().tolist()
@@ -165,8 +169,23 @@ def save(
                 tensors = {name: one.detach().to("cpu", kinds[name]) for name, one in layer.named_parameters()}
                 assert tensors.keys() == kinds.keys(), tensors.keys() ^ kinds.keys()
                 masks.verify(tensors, positions[number], number)
-                yield store.put(f"{work.key_prefix}/{number:05d}.safetensors", block_file(number, tensors))
+                yield store.put(
+                    f"{work.key_prefix}/{number:05d}.safetensors", block_file(work.student.prefix(number), tensors)
+                )
     del engine
+
+
+def batch_of(windows: Windows, chosen: np.ndarray, config: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """What the objective is given: tokens [windows, length] int64; of labelled texts also their mask and labels.
+
+    Texts are padded to the longest one of the batch.
+    """
+    rows = [torch.from_numpy(windows.tokens[one].astype(np.int64)) for one in chosen]
+    if windows.labels is None:
+        return (torch.stack(rows),)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    tokens = pad_sequence(rows, batch_first=True, padding_value=config.get("pad_token_id") or 0)
+    return tokens, mask, torch.tensor([windows.labels[one] for one in chosen])
 
 
 def batches(windows: int, batch: int, steps: int, ranks: int, rank: int, seed: int) -> Iterator[np.ndarray]:
