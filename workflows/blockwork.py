@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from cluster.storage import Stored, open_store
-from workflows.calibrated import Calibrated
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
-from workflows.observing import inputs_of, move_on, summed
+from workflows.observing import Observing, inputs_of, move_on, summed
 from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.refit import refit
@@ -56,7 +55,7 @@ class Shard:
 
 
 @dataclass
-class PruneStage(Calibrated):
+class PruneStage(Observing):
     """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
@@ -102,7 +101,7 @@ class PruneStage(Calibrated):
     @torch.no_grad()
     def open_shard(self, shard: int) -> Shard:
         """The shard's windows as they enter block 0."""
-        hidden = list(self._decoder.embed(self._of_shard(shard)).to(self.device).split(1))
+        hidden = self._entering(shard)
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()
@@ -135,6 +134,7 @@ class PruneStage(Calibrated):
             [shard.hidden for shard in shards.values()],
             groups,
             self._choices,
+            weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
 

@@ -47,16 +47,6 @@ class Calibrated:
         """A shard's windows [windows, length], int64."""
         return torch.tensor_split(self._tokens, self.shard_count)[shard]
 
-    @property
-    def _only_diagonal(self) -> bool:
-        """Whether diagonals of Grams are enough; of work that looks at inputs."""
-        raise NotImplementedError
-
-    @property
-    def _choices(self) -> int:
-        """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
-        return self._tokens.numel() * int(self.before.config.get("num_experts_per_tok", 0))
-
     @cached_property
     def _tokens(self) -> torch.Tensor:
         """Calibration windows [windows, length], int64."""
