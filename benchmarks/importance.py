@@ -20,7 +20,8 @@ from quality import CALIBRATION, LENGTH, windows_of
 from cluster.backwards import Walk
 from cluster.storage import open_store
 from workflows.data.windows import to_parquet
-from workflows.importance import GradientPass, put_gammas
+from workflows.gradient_files import put_gradients
+from workflows.importance import GradientPass
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
 
@@ -67,7 +68,7 @@ def main() -> None:
     print(json.dumps({"peak_mib": round(held_mib("VmHWM")), "held_before_mib": round(baseline)}))
     print(json.dumps({"windows": asked.windows, "loss_per_token": found.loss / (asked.windows * (LENGTH - 1))}))
     if asked.keep:
-        put_gammas(open_store(str(asked.keep)), "gammas.safetensors", found)
+        put_gradients(open_store(str(asked.keep)), "gammas.safetensors", found)
 
 
 if __name__ == "__main__":

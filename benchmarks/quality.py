@@ -3,7 +3,8 @@
 MODEL is a Hugging Face directory (the demo's converted Gemma-3-270M lies under ~/.cache/karikomi/gguf), TEXT a text
 file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. Every result is a line of
 build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md. Methods with an
-allocation score the dense model first, on an embedded Ray with two workers, through the steps that a run takes. The
+allocation or with token weights look at the dense model first, on an embedded Ray with two workers, through the steps
+that a run takes; the seconds are those of pruning alone. The
 peer's rows are measured when --peer names the interpreter of its environment (peer/requirements.txt says how to make
 it).
 """
@@ -59,7 +60,13 @@ class Method:
     solver: dict = field(default_factory=dict)
     recovery: dict | None = None
     allocation: dict | None = None
+    token_weights: str = "equal"
     peer: str = ""
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether the dense model is looked at before anything is pruned."""
+        return bool(self.allocation) or self.token_weights != "equal"
 
 
 SEARCH = {"policy": "evolve", "windows": 4, "generations": 12}
@@ -70,6 +77,8 @@ METHODS = {
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "admm": Method("admm", {"name": "admm"}),
     "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 16}),
+    "sparsegpt-tokens": Method("sparsegpt, token weights", {"name": "sparsegpt"}, token_weights="gradient"),
+    "admm-tokens": Method("admm, token weights", {"name": "admm"}, token_weights="gradient"),
     "sparsegpt-owl": Method("sparsegpt, owl", {"name": "sparsegpt"}, allocation={"policy": "owl"}),
     "sparsegpt-composite": Method("sparsegpt, composite", {"name": "sparsegpt"}, allocation={"policy": "composite"}),
     "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation={"policy": "measured"}),
@@ -98,6 +107,7 @@ def stage_of(
     sparsity: float,
     recovery: dict | None = None,
     shares: Shares = (),
+    norms: Stored | None = None,
 ) -> PruneStage:
     """One stage with the threads of this process."""
     return PruneStage(
@@ -111,6 +121,7 @@ def stage_of(
         solver=Solver(**solver),
         recovery=Recovery(**recovery) if recovery else None,
         shares=shares,
+        norms=norms,
         dtype="float32",
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
@@ -142,21 +153,27 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 
-def shares_for(dense: ModelState, windows: Stored, method: Method, sparsity: float, journal: Journal) -> Shares:
-    """What each linear gives by a method's allocation, by the steps of a run; nothing is done twice in one store."""
+def looked_at(
+    dense: ModelState, windows: Stored, method: Method, pattern: str, sparsity: float, journal: Journal
+) -> tuple[Shares, Stored | None]:
+    """What each linear gives, and what tokens are weighed by, by the steps of a run; nothing is done twice."""
     calibration = {"source": "builtin:python-docs", "windows": CALIBRATION, "length": LENGTH, "part": (0, 0.2)}
     recipe = Recipe.model_validate(
         {
             "model": dense.source,
             "data": {"calibration": calibration, "shards": SHARDS},  # what is read is `windows`
-            "target": {"pattern": "unstructured", "sparsity": sparsity},
+            "target": {"pattern": pattern, "sparsity": sparsity},
             "solver": method.solver,
-            "allocation": method.allocation,
+            "allocation": method.allocation or "uniform",
+            "token_weights": method.token_weights,
         }
     )
-    allocating = Allocating(recipe, ClusterSpec(), journal, lambda: None, lambda: False)
+    how = {"windows": windows.sha256}
+    steps = Allocating(
+        recipe, ClusterSpec(), journal, lambda: None, lambda: False, 1, dense, windows, sparsity, how
+    )  # fmt: skip
     with session(ClusterSpec(), cpus=2):
-        return allocating.shares(1, dense, windows, sparsity, {"windows": windows.sha256})
+        return steps.shares(), steps.norms()
 
 
 def perplexity(state: ModelState, windows: Windows) -> float:
@@ -232,8 +249,10 @@ def main() -> None:
                     out = Path(temporary) / "peer"
                     after, told = pruned_by_peer(asked.peer, dense, calibration, method.peer, pattern, sparsity, out)
                 else:
-                    shares = shares_for(dense, stored, method, sparsity, journal) if method.allocation else ()
-                    stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares)
+                    shares, norms = (), None
+                    if method.looks_first:
+                        shares, norms = looked_at(dense, stored, method, pattern, sparsity, journal)
+                    stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares, norms)
                     after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
                 note(method=name, column=column, perplexity=perplexity(after, evaluation), **told)

@@ -51,5 +51,6 @@ def random_stage(
         device="cpu",
         threads=1,
         shares=(),
+        norms=None,
         key_prefix=key_prefix,
     )

@@ -70,7 +70,9 @@ def usage_from_size(job: Job, config: dict[str, Any], profile: HardwareProfile) 
     """
     work = operations(job.recipe, config)
     cpus, gpus = most_held(job)
-    scoring = {"uniform": 0, "owl": 2, "composite": 3, "measured": 4, "evolve": 5}[job.allocation.policy]
+    # The policies' own steps; then the score and the gradient pass, which other fields may ask for, too.
+    scoring = {"uniform": 0, "owl": 1, "composite": 1, "measured": 2, "evolve": 3}[job.allocation.policy]
+    scoring += job.recipe.needs_scores + job.recipe.needs_gradients
     steps = 5 + sum(scoring + (4 if stage.tune else 2) for stage in job.stages)
     flat = steps * STEP_SECONDS + MEASURING_SECONDS
     if gpus and profile.bf16_tflops:
@@ -110,10 +112,12 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
     for stage in recipe.stages:
         total += tokens("calibration") * (2 * 2.0 * blocks + 2.0 * squares) + solves + judged
         asked = recipe.allocation
-        if asked.policy != "uniform" or recipe.score:  # forward once for the inputs
+        if recipe.needs_scores:  # forward once for the inputs
             total += tokens("calibration") * (2.0 * blocks + 2.0 * squares)
-        if asked.needs_gradients or recipe.score:  # forward, and the way back with its own forward
-            total += tokens("calibration") * (8.0 * blocks + 4.0 * (used - blocks)) + solves
+        if recipe.needs_gradients:  # forward, and the way back with its own forward
+            total += tokens("calibration") * (8.0 * blocks + 4.0 * (used - blocks))
+        if asked.needs_gradients or recipe.score:  # the inverse that a saliency needs
+            total += solves
         if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
             mixes = len(layers) / 2 + (asked.generations * asked.children if asked.policy == "evolve" else 0)
             total += LEVELS * solves + mixes * asked.windows * recipe.data.calibration.length * 2.0 * used

@@ -88,7 +88,10 @@ def shape_digest(job: Job) -> str:
         for role in ("calibration", "tuning", "evaluation")
         if (source := getattr(job.data, role))
     }
-    keys = ("target", "solver", "stages", "dtype", "device", "threads", "format")
+    keys = (
+        "target", "solver", "recovery", "allocation", "score", "token_weights", "stages", "dtype", "device", "threads",
+        "format",
+    )  # fmt: skip
     return digest({"data": data, "hardware": job.hardware} | {name: getattr(job, name) for name in keys})
 
 

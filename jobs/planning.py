@@ -49,10 +49,11 @@ def sentences(job: Job) -> Iterator[str]:
         repair = f"then {tune.steps} tuning steps on {tune.ranks} ranks (ZeRO-{tune.zero})" if tune else "untuned"
         recovery = f"{recipe.recovery.steps} steps of recovery per block, " if recipe.recovery else ""
         allocation = "" if recipe.allocation.policy == "uniform" else f"shares by {recipe.allocation.policy}, "
+        weights = "tokens weighed by gradient, " if recipe.weighs_tokens else ""
         how = "channels" if recipe.target.pattern == "ffn" else f"{recipe.solver.name}, pattern {recipe.target.pattern}"
         yield (
             f"Stage {number} of {len(recipe.stages)}: remove {stage.sparsity:.0%} of the pruned linears ({how}), "
-            f"{allocation}{recovery}{repair}; gate: {measure.allowed(recipe.gates)}."
+            f"{allocation}{weights}{recovery}{repair}; gate: {measure.allowed(recipe.gates)}."
         )
     memory = worker_memory(source.config, recipe, cluster)
     yield (

@@ -1,6 +1,6 @@
-"""From a model to the share that each of its linears gives: the steps of scoring and allocation in a run.
+"""From a model to the share that each of its linears gives, and to what its tokens are weighed by: steps of a run.
 
-    gradients   Γ of every linear, one backward pass                       composite, measured, evolve
+    gradients   Γ of every linear, one backward pass                       composite, measured, evolve; token weights
     score       inputs of every linear; what it is worth, what it costs    all but uniform
     weigh       each block pruned alone, judged by the model's predictions measured, evolve
     evolve      mixes of levels, judged by the model's predictions         evolve
@@ -11,6 +11,7 @@ Everything is recorded in the run's journal, so a run that was cut off goes on w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from cluster.storage import MissingKey, Store, Stored
 from workflows.allocation.evolution import offspring, survivor
 from workflows.calibrated import as_asked
 from workflows.divergence import Candidate, Divergence, divergences
-from workflows.importance import measure_importance, put_gammas
+from workflows.gradient_files import put_gradients
+from workflows.importance import measure_importance
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe, Solver
 from workflows.score_table import table, write_table
@@ -36,7 +38,10 @@ Shares = tuple[dict[str, float], ...]
 
 
 class Gradients(BaseModel):
-    """Γ of every linear, `tokens` that it is a mean over, and the loss summed over them in nats."""
+    """Γ of every linear, `tokens` that it is a mean over, and the loss summed over them in nats.
+
+    Where tokens are weighed, the norms of their gradients are in the same file.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,75 +86,81 @@ class Allotted(BaseModel):
 
 @dataclass
 class Allocating:
-    """Carries the steps out for one run; see `compress.Run`."""
+    """Carries the steps out for one stage of a run; see `compress.Run`.
+
+    Attributes:
+        number: of the stage.
+        before: the model that it begins with.
+        windows: token windows of all roles.
+        sparsity: what linears give together.
+        how: everything besides that changes bits: digests of model and windows, device, threads.
+    """
 
     recipe: Recipe
     cluster: ClusterSpec
     journal: Journal
     connect: Callable[[], None]
     stop: Callable[[], bool]
+    number: int
+    before: ModelState
+    windows: Stored
+    sparsity: float
+    how: dict[str, Any]
 
-    def shares(self, number: int, before: ModelState, windows: Stored, sparsity: float, how: dict[str, Any]) -> Shares:
-        """What every linear gives in a stage; empty when all give `sparsity`.
-
-        Args:
-            number: of the stage.
-            before: the model that the stage begins with.
-            windows: token windows of all roles.
-            sparsity: what they give together.
-            how: everything besides that changes bits: digests of model and windows, device, threads.
-        """
+    def shares(self) -> Shares:
+        """What every linear gives; empty when all give `sparsity`."""
         asked = self.recipe.allocation
-        if asked.policy == "uniform" and not self.recipe.score:
+        if not self.recipe.needs_scores:
             return ()
-        wants_gradients = asked.needs_gradients or self.recipe.score
-        gradients = self._gradients(number, before, windows, how) if wants_gradients else None
-        scores = self._score(number, before, windows, gradients, levels_for(asked, sparsity), how)
+        scores = self._score()
         if asked.policy == "uniform":
             return ()
-        weights, mix, known = None, None, how | {"scores": scores.blocks, "sparsity": sparsity}
+        weights, mix, known = None, None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
         if asked.tries_levels:
-            weights = self._weigh(number, before, windows, scores, sparsity, known | {"judged": asked.windows})
+            weights = self._weigh(scores, known | {"judged": asked.windows})
         if asked.policy == "evolve":
             assert weights is not None
-            mix = self._evolve(number, before, windows, scores, weights, sparsity, known | {"allocation": asked})
+            mix = self._evolve(scores, weights, known | {"allocation": asked})
 
         def allocate(work: Work) -> Allotted:
-            units = Units(_scores(work.store, scores), asked, sparsity)
+            units = Units(_scores(work.store, scores), asked, self.sparsity)
             shares = units.shares(weights.alone if weights else (), mix.levels if mix else ())
             return Allotted(shares=tuple(shares))
 
         inputs = known | {"allocation": asked, "weights": weights, "mix": mix}
-        return self.journal.step("allocate", inputs, Allotted, allocate, number).shares
+        return self.journal.step("allocate", inputs, Allotted, allocate, self.number).shares
 
-    def _gradients(self, number: int, before: ModelState, windows: Stored, how: dict[str, Any]) -> Gradients:
-        """Γ of every linear."""
+    def norms(self) -> Stored | None:
+        """What tokens are weighed by, see `workflows.observing`; None where all count the same."""
+        return self._gradients.stored if self.recipe.weighs_tokens else None
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        """Γ of every linear; norms of the tokens' gradients too, where they are asked for."""
 
         def measure(work: Work) -> Gradients:
             self.connect()
-            found = measure_importance(before, windows, self.recipe, self.cluster, work.advanced, self.stop)
-            stored = put_gammas(work.store, f"{work.prefix('scores')}.gammas.safetensors", found)
+            found = measure_importance(
+                self.before, self.windows, self.recipe, self.cluster, work.advanced, self.stop
+            )  # fmt: skip
+            stored = put_gradients(work.store, f"{work.prefix('scores')}.gammas.safetensors", found)
             return Gradients(stored=stored, tokens=found.tokens, loss=found.loss)
 
-        return self.journal.step("gradients", how, Gradients, measure, number)
+        inputs = self.how | ({"norms": True} if self.recipe.weighs_tokens else {})
+        return self.journal.step("gradients", inputs, Gradients, measure, self.number)
 
-    def _score(
-        self,
-        number: int,
-        before: ModelState,
-        windows: Stored,
-        gradients: Gradients | None,
-        levels: tuple[float, ...],
-        how: dict[str, Any],
-    ) -> Scores:
+    def _score(self) -> Scores:
         """What every linear is worth; at every level, where there are some, what it costs."""
-        solver = _trial_solver(self.recipe.solver)
-        inputs = how | {"gradients": gradients, "levels": levels, "solver": solver}
+        asked, norms = self.recipe.allocation, self.norms()
+        gradients = self._gradients if asked.needs_gradients or self.recipe.score else None
+        levels, solver = levels_for(asked, self.sparsity), _trial_solver(self.recipe.solver)
+        inputs = self.how | {"gradients": gradients, "levels": levels, "solver": solver}
 
         def score(work: Work) -> Scores:
             self.connect()
             stage = ScoreStage(
-                **as_asked(self.recipe, before, windows),
+                **as_asked(self.recipe, self.before, self.windows),
+                norms=norms,
                 gammas=gradients.stored if gradients else None,
                 levels=levels,
                 solver=solver,
@@ -164,24 +175,16 @@ class Allocating:
             texts = calibration.windows  # a classifier predicts once for each, a language model all tokens but one
             predicted = texts if self.recipe.classifies else gradients.tokens - gradients.tokens // calibration.length
             lines = table(rows, gradients.tokens, predicted, gradients.loss)
-            return found.model_copy(update={"table": write_table(work.store, self.journal.root, number, lines)})
+            return found.model_copy(update={"table": write_table(work.store, self.journal.root, self.number, lines)})
 
-        return self.journal.step("score", inputs, Scores, score, number)
+        return self.journal.step("score", inputs | weighed_by(norms), Scores, score, self.number)
 
-    def _weigh(
-        self,
-        number: int,
-        before: ModelState,
-        windows: Stored,
-        scores: Scores,
-        sparsity: float,
-        inputs: dict[str, Any],
-    ) -> Weights:
+    def _weigh(self, scores: Scores, inputs: dict[str, Any]) -> Weights:
         """What pruning each block alone does to the model's predictions."""
 
         def weigh(work: Work) -> Weights:
             self.connect()
-            units, judge = self._judge(work, before, windows, scores, sparsity)
+            units, judge = self._judge(work, scores)
             candidates = [
                 tuple(
                     {name: MIDDLE for name in block.linears} if own == alone else {}
@@ -191,24 +194,15 @@ class Allocating:
             ]
             return Weights(alone=tuple(judge(candidates, work.advanced).tolist()))
 
-        return self.journal.step("weigh", inputs, Weights, weigh, number)
+        return self.journal.step("weigh", inputs, Weights, weigh, self.number)
 
-    def _evolve(
-        self,
-        number: int,
-        before: ModelState,
-        windows: Stored,
-        scores: Scores,
-        weights: Weights,
-        sparsity: float,
-        inputs: dict[str, Any],
-    ) -> Mix:
+    def _evolve(self, scores: Scores, weights: Weights, inputs: dict[str, Any]) -> Mix:
         """The best mix of levels that a small evolutionary search finds, from the measured one on."""
         asked = self.recipe.allocation
 
         def evolve(work: Work) -> Mix:
             self.connect()
-            units, judge = self._judge(work, before, windows, scores, sparsity)
+            units, judge = self._judge(work, scores)
 
             def judged(mixes: np.ndarray) -> np.ndarray:
                 return judge([tuple(units.by_block(mix)) for mix in mixes.tolist()], lambda done, total: None)
@@ -218,9 +212,9 @@ class Allocating:
                 return Mix(levels=tuple(mix.tolist()), divergence=float(judged(mix[None])[0]))
 
             def generation(round_: int, parent: Mix) -> Mix:
-                chance = np.random.default_rng([self.recipe.seed, number, round_])
+                chance = np.random.default_rng([self.recipe.seed, self.number, round_])
                 own = np.array(parent.levels)
-                children = offspring(own, units.levels, units.sizes, sparsity, asked.children, chance)
+                children = offspring(own, units.levels, units.sizes, self.sparsity, asked.children, chance)
                 mixes = np.concatenate([own[None], children])
                 fitness = np.concatenate([[parent.divergence], judged(children)])
                 return Mix(levels=tuple(survivor(fitness, mixes).tolist()), divergence=float(np.nanmin(fitness)))
@@ -231,17 +225,17 @@ class Allocating:
                 work.advanced(round_, asked.generations, divergence=mix.divergence)
             return mix
 
-        return self.journal.step("evolve", inputs | {"weights": weights}, Mix, evolve, number)
+        return self.journal.step("evolve", inputs | {"weights": weights}, Mix, evolve, self.number)
 
     def _judge(
-        self, work: Work, before: ModelState, windows: Stored, scores: Scores, sparsity: float
+        self, work: Work, scores: Scores
     ) -> tuple[Units, Callable[[Sequence[Candidate], Callable[[int, int], None]], np.ndarray]]:
         """The units, and a function from candidates to their divergences in nats per token."""
         blocks = _scores(work.store, scores)
         levels = tuple(one.levels for one in blocks if one.levels is not None)
         assert len(levels) == len(blocks)
         judge = Divergence(
-            **as_asked(self.recipe, before, windows),
+            **as_asked(self.recipe, self.before, self.windows),
             levels=levels,
             stride=JUDGED_EVERY,
         )
@@ -249,7 +243,12 @@ class Allocating:
         def judged(candidates: Sequence[Candidate], on_done: Callable[[int, int], None]) -> np.ndarray:
             return divergences(judge, candidates, self.cluster, self.recipe.allocation.windows, self.stop, on_done)
 
-        return Units(blocks, self.recipe.allocation, sparsity), judged
+        return Units(blocks, self.recipe.allocation, self.sparsity), judged
+
+
+def weighed_by(norms: Stored | None) -> dict[str, Any]:
+    """What the weights of tokens add to a step's inputs: nothing where all count the same."""
+    return {"norms": norms.sha256} if norms else {}
 
 
 def _trial_solver(solver: Solver) -> Solver:

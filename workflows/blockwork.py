@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from cluster.storage import Stored, open_store
-from workflows.calibrated import Calibrated
 from workflows.models.blocks import Blocks
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
 from workflows.models.families import Family, family_of
 from workflows.models.state import ModelState
-from workflows.observing import inputs_of, move_on, summed
+from workflows.observing import Observing, inputs_of, move_on, summed
 from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.rows import prune_rows
@@ -54,7 +53,7 @@ class Shard:
 
 
 @dataclass
-class PruneStage(Calibrated):
+class PruneStage(Observing):
     """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
@@ -135,6 +134,7 @@ class PruneStage(Calibrated):
             [shard.hidden for shard in shards.values()],
             groups,
             self._choices,
+            weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
 

@@ -57,16 +57,6 @@ class Calibrated:
         return torch.from_numpy(self._windows.wanted(window)).to(self.device)
 
     @property
-    def _only_diagonal(self) -> bool:
-        """Whether diagonals of Grams are enough; of work that looks at inputs."""
-        raise NotImplementedError
-
-    @property
-    def _choices(self) -> int:
-        """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
-        return self.token_count * int(self.before.config.get("num_experts_per_tok", 0))
-
-    @property
     def token_count(self) -> int:
         """Calibration tokens."""
         return sum(map(len, self._tokens))

@@ -19,7 +19,7 @@ from cluster.paths import cache_directory
 from cluster.session import session
 from cluster.storage import Store, Stored, open_store
 from workflows import stages
-from workflows.allocating import Allocating, Shares
+from workflows.allocating import Allocating, Shares, weighed_by
 from workflows.data.labelled import build_labelled
 from workflows.data.sources import fingerprint
 from workflows.data.windows import build_all, check_known, to_parquet
@@ -180,8 +180,8 @@ class Run:
     ) -> tuple[ModelState, StageHistory]:
         """One turn of the loop: prune, tune, gate; a failed gate may tune once more."""
         stage = self.recipe.stages[number - 1]
-        shares = self.shares(number, before, windows, stage)
-        state = self.prune(number, before, windows, stage, shares)
+        allocating = self.allocating(number, before, windows, stage)
+        state = self.prune(number, before, windows, stage, allocating.shares(), allocating.norms())
         pruned = final = self.quality(state, windows, number)
         verdict = judge(dense_quality, final, self.recipe.gates, self.recipe.seed)
         tuned, retried = None, False
@@ -243,8 +243,8 @@ class Run:
 
         return self.journal.step("evaluate", inputs, Quality, judge_it, number)
 
-    def shares(self, number: int, before: ModelState, windows: Stored, stage: Stage) -> Shares:
-        """Score and allocate; no steps at all where every linear gives the same."""
+    def allocating(self, number: int, before: ModelState, windows: Stored, stage: Stage) -> Allocating:
+        """Score and allocate; no steps at all where every linear gives, and every token counts, the same."""
         how = {
             "model": identity(before),
             "windows": windows.sha256,
@@ -252,10 +252,20 @@ class Run:
             "dtype": self.recipe.dtype,
             **self.how(),
         }
-        allocating = Allocating(self.recipe, self.settings.cluster, self.journal, self.connect, self.stop)
-        return allocating.shares(number, before, windows, stage.sparsity, how)
+        return Allocating(
+            self.recipe, self.settings.cluster, self.journal, self.connect, self.stop,
+            number, before, windows, stage.sparsity, how,
+        )  # fmt: skip
 
-    def prune(self, number: int, before: ModelState, windows: Stored, stage: Stage, shares: Shares) -> ModelState:
+    def prune(
+        self,
+        number: int,
+        before: ModelState,
+        windows: Stored,
+        stage: Stage,
+        shares: Shares,
+        norms: Stored | None,
+    ) -> ModelState:
         """The layer-wise engine over all blocks."""
         recipe = self.recipe
         config = stages.config_after(self.dense.config, recipe, stage.sparsity)
@@ -270,14 +280,15 @@ class Run:
             "shares": shares,
             "propagate": recipe.propagate,
             "dtype": recipe.dtype,
+            **weighed_by(norms),
             **self.how(),
         }
 
         def prune_it(work: Work) -> ModelState:
             self.connect()
             return stages.prune(
-                work, before, self.dense, config, windows, recipe, stage.sparsity, shares, self.settings.cluster,
-                self.stop,
+                work, before, self.dense, config, windows, recipe, stage.sparsity, shares, norms,
+                self.settings.cluster, self.stop,
             )  # fmt: skip
 
         return self.journal.step("prune", inputs, ModelState, prune_it, number)

@@ -8,6 +8,8 @@ with the Gram a plain sum over the same tokens, ½ · Γ_o · w_oi² / [H⁻¹]_
 calibration tokens; divided by the number of predicted tokens it is nats per token. The last token of a window
 predicts nothing and has zero gradients; it is counted in the mean as it is counted in the Gram. The tokens that
 should follow are those of the text, so this is the empirical Fisher.
+
+On request the norm of each token's gradient at the end of each block is kept as well: ‖∂L/∂h_t‖ [tokens].
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,39 +18,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.backwards import run_backwards
+from cluster.errors import InputError
 from cluster.spec import ClusterSpec
-from cluster.storage import Store, Stored
+from cluster.storage import Stored
 from workflows.boundaries import Boundaries
 from workflows.calibrated import Calibrated, as_asked
-from workflows.models.checkpoint import as_tensor, header
+from workflows.gradient_files import Importance
 from workflows.models.experts import prunable
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
 from workflows.scoring.gradients import block_backward
+from workflows.scoring.token_weights import token_weights
 
 GIB = 1 << 30
 LOSS = "loss"
-GAMMAS = "model.layers."  # before a block's number, in the file of every family
-
-
-@dataclass(frozen=True)
-class Importance:
-    """The result of a gradient pass.
-
-    Attributes:
-        loss: summed over the calibration windows, in nats.
-        tokens: calibration tokens, over which Γ is a mean; of each window one is not predicted.
-        gammas: one dict per block, linear → Γ [out] fp32.
-    """
-
-    loss: float
-    tokens: int
-    gammas: tuple[dict[str, torch.Tensor], ...]
+NORMS = "norms"  # beside the names of linears, of which none is so
 
 
 @dataclass
@@ -70,9 +58,11 @@ class GradientPass(Calibrated):
 
     Attributes:
         memory: bytes of boundary activations that a worker keeps in memory; does not change bits.
+        norms: whether to keep the norm of each token's gradient.
     """
 
     memory: int
+    norms: bool = False
 
     @torch.no_grad()
     def begin(self, shards: Sequence[int]) -> Held:
@@ -100,13 +90,18 @@ class GradientPass(Calibrated):
         return losses
 
     def backward(self, block: int, held: Held) -> list[dict[str, np.ndarray]]:
-        """Moves gradients back through the block; per shard and linear the sum over tokens of (∂L/∂y_o)²."""
+        """Moves gradients back through the block.
+
+        Per shard and linear the sum over tokens of (∂L/∂y_o)²; where asked the norms of what came, [tokens].
+        """
         module = self._decoder.block(block)
         linears = prunable(module)
         sums = []
         with self._repeatable():
             for shard, gradients in held.current.items():
                 total = {name: torch.zeros(one.out_features, device=self.device) for name, one in linears.items()}
+                if self.norms:
+                    total[NORMS] = torch.cat([one.float().norm(dim=-1).flatten() for one in gradients])
                 for number, hidden in enumerate(held.boundaries.windows(block, shard)):
                     gradients[number], squares = block_backward(
                         lambda states: self._decoder.run(block, module, states),
@@ -121,11 +116,13 @@ class GradientPass(Calibrated):
         return sums
 
     def total(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Sums the shards' results in shard order."""
-        summed = {name: one.copy() for name, one in parts[0].items()}
+        """Sums the shards' results in shard order; norms stand one after the other."""
+        summed = {name: one.copy() for name, one in parts[0].items() if name != NORMS}
         for part in parts[1:]:
-            for name, one in part.items():
-                summed[name] += one
+            for name in summed:
+                summed[name] += part[name]
+        if NORMS in parts[0]:
+            summed[NORMS] = np.concatenate([part[NORMS] for part in parts])
         return summed
 
     def result(self, turned: Mapping[str, np.ndarray], blocks: Sequence[Mapping[str, np.ndarray]]) -> Importance:
@@ -136,9 +133,11 @@ class GradientPass(Calibrated):
             blocks: totals of `backward`, from block 0 on.
         """
         gammas = tuple(
-            {name: torch.from_numpy(one) / self.token_count for name, one in block.items()} for block in blocks
+            {name: torch.from_numpy(one) / self.token_count for name, one in block.items() if name != NORMS}
+            for block in blocks
         )
-        return Importance(float(turned[LOSS]), self.token_count, gammas)
+        norms = tuple(torch.from_numpy(block[NORMS]) for block in blocks if NORMS in block)
+        return Importance(float(turned[LOSS]), self.token_count, gammas, norms)
 
     def _repeatable(self) -> AbstractContextManager[Any]:
         """The fused attention kernels of GPUs sum gradients in whatever order their threads come; plain ones do not."""
@@ -158,7 +157,7 @@ def measure_importance(
     Args:
         before: the model; its blocks as they are now.
         windows: the windows of all roles in the run's store.
-        recipe: gives shards, type, device and threads.
+        recipe: gives shards, type, device and threads, and whether tokens are weighed.
         cluster: how many workers, and how much each keeps in memory.
         on_step: told how many of how many steps are done; every block is two, one each way.
         stop: asked between steps and while waiting for machines.
@@ -166,30 +165,29 @@ def measure_importance(
     Raises:
         Cancelled: `stop` said so; nothing of the pass is kept.
         Unavailable: no machines within the time, or one gang after another was lost.
+        InputError: norms by which no tokens can be weighed.
     """
     work = GradientPass(
         **as_asked(recipe, before, windows),
         memory=int(cluster.spill_above_gib * GIB),
+        norms=recipe.weighs_tokens,
     )
-    return work.result(*run_backwards(work, cluster, recipe.threads, on_step, stop))
+    found = work.result(*run_backwards(work, cluster, recipe.threads, on_step, stop))
+    check_norms(found)
+    return found
 
 
-def put_gammas(store: Store, key: str, importance: Importance) -> Stored:
-    """Writes every Γ as safetensors, under the linears' full names; small, [out] numbers per linear."""
-    tensors = {
-        f"{GAMMAS}{block}.{name}": gamma
-        for block, gammas in enumerate(importance.gammas)
-        for name, gamma in sorted(gammas.items())
-    }
-    about = {"tokens": str(importance.tokens), "loss": repr(importance.loss)}
-    return store.put(key, safetensors.torch.save(tensors, metadata=about))
+def check_norms(found: Importance) -> None:
+    """Whether tokens can be weighed by what a pass found, before blocks are pruned by it.
 
-
-def read_gammas(store: Store, key: str, block: int) -> dict[str, torch.Tensor]:
-    """Γ of one block's linears, by name; only their bytes are read."""
-    prefix = f"{GAMMAS}{block}."
-    return {
-        name.removeprefix(prefix): as_tensor(store.read(key, info.start, info.end - info.start), info, info.shape)
-        for name, info in header(store, key).items()
-        if name.startswith(prefix)
-    }
+    Raises:
+        InputError: in some block they cannot.
+    """
+    for block, norms in enumerate(found.norms):
+        try:
+            token_weights(norms)
+        except ValueError as error:
+            raise InputError(
+                f"token_weights: gradient cannot be had at the end of block {block}: {error}",
+                "Look at data.calibration, run blocks in float32, or write token_weights: equal.",
+            ) from error

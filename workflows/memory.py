@@ -59,14 +59,14 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
     windows = math.ceil(calibration.windows * largest_share)
     parameters = sum(parameter.numel() for parameter in block.parameters())
     hidden = item * windows * calibration.length * int(config["hidden_size"])
-    scored = recipe.allocation.policy != "uniform" or recipe.score
-    kept = recipe.allocation.needs_gradients or recipe.score
     return WorkerMemory(
         block=item * parameters,
-        activations=(2 if recipe.recovery or scored else 1) * hidden,
+        activations=(2 if recipe.recovery or recipe.needs_scores else 1) * hidden,
         grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe, family_of(config))),
         gradients=4 * parameters if recipe.recovery else 0,
-        boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"])) if kept else 0,
+        boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"]))
+        if recipe.needs_gradients
+        else 0,
     )
 
 

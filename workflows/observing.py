@@ -1,17 +1,53 @@
 """What a block's linears read: Grams of their inputs, gathered while calibration windows go through the block."""
 
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Collection, Iterator, MutableSequence, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from cluster.storage import Stored
+from workflows.calibrated import Calibrated
+from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
 from workflows.models.expert_names import same_kind
+from workflows.models.experts import Expert
 from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import shrink
+from workflows.scoring.token_weights import token_weights, weighed
+
+
+@dataclass
+class Observing(Calibrated):
+    """Work that looks at what a block's linears read.
+
+    Attributes:
+        norms: what a gradient pass with norms wrote (`workflows.gradient_files`), by which tokens are weighed; None:
+            they all count the same.
+    """
+
+    norms: Stored | None
+
+    def _weights(self, block: int, shards: Collection[int]) -> list[Sequence[torch.Tensor] | None]:
+        """How much the tokens of each shard count in a block, for each window [length] fp32; see `inputs_of`."""
+        if self.norms is None:
+            return [None for _ in shards]
+        weights = token_weights(read_norms(self.before.store, self.norms.key, block)).to(self.device)
+        windows = weights.flatten().split([len(tokens) for tokens in self._tokens])
+        return [[windows[window] for window in self._of_shard(shard)] for shard in shards]
+
+    @property
+    def _only_diagonal(self) -> bool:
+        """Whether diagonals of Grams are enough."""
+        raise NotImplementedError
+
+    @property
+    def _choices(self) -> int:
+        """How often an expert of a block is chosen, over all calibration tokens; 0 for a dense model."""
+        return self.token_count * int(self.before.config.get("num_experts_per_tok", 0))
 
 
 class AllSeen(Exception):
@@ -23,10 +59,11 @@ def inputs_of(
     decoder: Blocks,
     block: int,
     module: nn.Module,
-    shards: Iterable[MutableSequence[torch.Tensor]],
+    shards: Sequence[MutableSequence[torch.Tensor]],
     groups: Sequence[str],
     choices: int,
     *,
+    weights: Sequence[Sequence[torch.Tensor] | None],
     only_diagonal: bool,
     moving: bool = False,
 ) -> Iterator[np.ndarray]:
@@ -39,6 +76,7 @@ def inputs_of(
         shards: hidden states that enter the block, [1, length, width] per window.
         groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
         choices: how often an expert of the block is chosen in all shards together; Grams of experts are shrunk.
+        weights: how much tokens count, for each shard and window [length]; None: all the same.
         only_diagonal: whether diagonals are enough.
         moving: replace each window's hidden states by what the block makes of them; else the pass through the block
             ends with the last input that is looked at.
@@ -50,6 +88,9 @@ def inputs_of(
     }
 
     def observe(name: str, inputs: torch.Tensor) -> None:
+        if weight is not None:
+            reader = module.get_submodule(name.rpartition(".")[0])
+            inputs = weighed(inputs, weight[reader.tokens] if isinstance(reader, Expert) else weight)
         if only_diagonal:
             sums[name] += inputs.flatten(0, -2).float().square().sum(0)
         else:
@@ -63,11 +104,11 @@ def inputs_of(
         for name, linear in linears.items()
     ]
     try:
-        for windows in shards:
+        for windows, own in zip(shards, weights, strict=True):
             for total in sums.values():
                 total.zero_()
             for number, hidden in enumerate(windows):
-                left = set(groups)
+                left, weight = set(groups), None if own is None else own[number]
                 with suppress(AllSeen):
                     output = decoder.run(block, module, hidden)
                     if moving:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from cluster.storage import Stored
-from workflows.calibrated import Calibrated
-from workflows.observing import inputs_of, move_on
+from workflows.observing import Observing, inputs_of, move_on
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Passing:
 
 
 @dataclass
-class OwnStates(Calibrated):
+class OwnStates(Observing):
     """The part of a `cluster.layerwise.BlockWork` that moves shards; for work that changes no block's inputs."""
 
     @property
@@ -56,6 +55,7 @@ class OwnStates(Calibrated):
             moving,
             groups,
             self._choices,
+            weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
             moving=True,
         )

@@ -299,6 +299,11 @@ class Recipe(Strict):
     score: bool = Field(
         False, description="Keep a table of what every linear is worth even where the allocation needs none."
     )
+    token_weights: Literal["equal", "gradient"] = Field(
+        "equal",
+        description="equal: all calibration tokens count the same; gradient: each by how much the loss depends on what "
+        "a block gives there, so that errors go where they matter less; takes a gradient pass per stage.",
+    )
     propagate: Literal["pruned", "dense"] = Field(
         "pruned",
         description="pruned: blocks in order, each sees what those before have become; dense: each sees what the "
@@ -361,6 +366,15 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _tokens_are_looked_at(self) -> Self:
+        if self.weighs_tokens and self.solver.name == "magnitude" and not self.solver.goes_on:
+            raise ValueError(
+                "token_weights: gradient weighs what linears read, but solver magnitude reads no data; write equal, "
+                "or take another solver"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _swaps_fit_pattern(self) -> Self:
         if self.solver.swaps and (self.target.tile or self.target.pattern == "ffn"):
             raise ValueError(
@@ -406,6 +420,21 @@ class Recipe(Strict):
     def classifies(self) -> bool:
         """Whether it is for a classifier: its data have labels."""
         return self.data.evaluation.label is not None
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether calibration tokens count by their gradients."""
+        return self.token_weights == "gradient"
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether linears are scored before they are pruned."""
+        return self.allocation.policy != "uniform" or self.score
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a stage takes a gradient pass."""
+        return self.allocation.needs_gradients or self.score or self.weighs_tokens
 
     @property
     def is_gguf(self) -> bool:

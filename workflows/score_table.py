@@ -7,7 +7,8 @@ k and v a part is an attention head, else a 64th of the rows. Both kinds have th
     row_start, row_stop     rows (outputs) of the linear that are meant
     columns                 inputs of the linear
     weights                 weights meant: rows x columns
-    gram_trace              sum over calibration tokens of the input's squared norm (the linear's, also for parts)
+    gram_trace              sum over calibration tokens of the input's squared norm, times the token's weight where
+                            tokens are weighed (the linear's, also for parts)
     gamma_mean              of Γ over the rows; Γ is a mean over tokens, see `workflows.importance`
     gamma_max, gamma_qNN    largest, and quantiles over the rows
     saliency_total          sum of s_oi over the weights, `workflows.scoring.saliency`

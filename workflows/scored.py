@@ -1,6 +1,9 @@
 """What one scoring pass does to a block: the engine's `BlockWork` that changes nothing and writes what it found.
 
 The model's own blocks run, one after the other, and their inputs are gathered on the way: one pass over the windows.
+
+Where tokens are weighed in pruning they are weighed here, too: an allocation then measures what pruning minimises.
+Weights have mean 1, and stand for how (∂L/∂y_o)² goes with x_t x_tᵀ, so costs stay in nats.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from cluster.storage import Stored, open_store
 from workflows.blockwork import RowChunk
-from workflows.importance import read_gammas
+from workflows.gradient_files import read_gammas
 from workflows.level_files import level_file
 from workflows.models.checkpoint import Checkpoint
 from workflows.observing import summed
@@ -97,7 +100,7 @@ class ScoreStage(OwnStates):
     """A scoring pass over the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
-        gammas: Γ of every linear, from `workflows.importance.put_gammas`; None: only inputs are looked at.
+        gammas: Γ of every linear, from `workflows.gradient_files.put_gradients`; None: only inputs are looked at.
         levels: shares at which every linear is pruned, to see what it costs; rising, may be empty; needs `gammas`.
         solver: prunes them.
         key_prefix: where each block's scores are written.
@@ -134,7 +137,7 @@ class ScoreStage(OwnStates):
         shared = [torch.from_numpy(one).to(self.device) for one in prepared]
         gamma = None
         if self.gammas is not None:
-            gamma = read_gammas(open_store(self.before.store), self.gammas.key, block)[unit.linear].to(self.device)
+            gamma = read_gammas(self.before.store, self.gammas.key, block)[unit.linear].to(self.device)
         if isinstance(unit, WholeLinear):
             return self._score(block, unit.linear, shared, gamma)
         assert gamma is not None

@@ -1,14 +1,13 @@
 """The steps of a stage: prune, tune and judge one model state. Each is what `compress` hands to the journal."""
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 
 from cluster.errors import InputError
-from cluster.layerwise import run_blocks
+from cluster.layerwise import run_blocks, spread
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
@@ -103,12 +102,14 @@ def prune(
     recipe: Recipe,
     sparsity: float,
     shares: tuple[Mapping[str, float], ...],
+    norms: Stored | None,
     cluster: ClusterSpec,
     stop: Stop,
 ) -> ModelState:
     """Prunes every block with the layer-wise engine; goes on after the blocks that were recorded before."""
     stage = (PruneStage if recipe.propagate == "pruned" else DensePruneStage)(
         **as_asked(recipe, before, windows),
+        norms=norms,
         dense=dense,
         config=config,
         pattern=recipe.target.pattern,
@@ -137,11 +138,9 @@ def evaluate(
 ) -> Quality:
     """Judges a model on the evaluation windows, some windows per task; the split does not change the result."""
     count = len(_windows(state, windows, "evaluation").slices)
-    slots = min(cluster.workers, count)
-    bounds = [count * slot // slots for slot in range(slots + 1)]
     parts = call_each(
         evaluate_part,
-        [(state, windows, low, high, recipe) for low, high in itertools.pairwise(bounds)],
+        [(state, windows, own, recipe) for own in spread(count, min(cluster.workers, count))],
         cpus=recipe.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,
@@ -151,12 +150,12 @@ def evaluate(
     return merge(parts)
 
 
-def evaluate_part(state: ModelState, windows: Stored, low: int, high: int, recipe: Recipe) -> Quality:
-    """Quality on evaluation windows low..high; runs in a task."""
+def evaluate_part(state: ModelState, windows: Stored, own: Sequence[int], recipe: Recipe) -> Quality:
+    """Quality on some consecutive evaluation windows; runs in a task."""
     torch.set_num_threads(recipe.threads)
-    all_windows = _windows(state, windows, "evaluation")
+    part = _windows(state, windows, "evaluation").part(own[0], own[-1] + 1)
     model = load_model(state, getattr(torch, serving_dtype(state))).to(recipe.device)
-    return measure_quality(model, all_windows.part(low, high))
+    return measure_quality(model, part)
 
 
 def parameter_count(state: ModelState) -> int:

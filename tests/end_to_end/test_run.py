@@ -24,7 +24,7 @@ from workflows.release import find_version
 
 PART = {"source": "builtin:python-docs", "length": 64}
 STEPS_OF_A_RUN = 9  # windows, evaluate, prune, evaluate, tune, evaluate, format, measure, publish
-PRUNING = 2  # the steps done before
+PRUNING = GRADIENTS = 2  # the steps done before
 PATIENCE = 240  # seconds after which a run that should have ended has hung
 
 
@@ -146,6 +146,29 @@ def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, t
     assert max(shares) - min(shares) > 0.02
     (table,) = [key for key in open_store(to).keys("runs/") if key.endswith("scores/1.parquet")]
     assert pq.read_table(io.BytesIO(open_store(to).get(table))).num_rows > len(shares)
+
+
+def test_weighed_tokens_lead_to_the_same_release_when_the_driver_dies_in_their_gradient_pass(model, tmp_path):
+    digests = []
+    for workers in (2, 1):
+        to = tmp_path / f"{workers}"
+        weighed = {"token_weights": "gradient", "stages": [{"sparsity": 0.5}]}
+        job = write_job(tmp_path, model, str(to), cluster={"workers": workers}, **weighed)
+        if workers == 1:
+            process, deadline = start(job), time.monotonic() + PATIENCE
+            while len(list(to.glob("runs/*/steps/*.json"))) < GRADIENTS and process.poll() is None:
+                assert time.monotonic() < deadline, "the run hangs"
+                time.sleep(0.005)
+            process.kill()
+            process.communicate(timeout=PATIENCE)
+            assert len(records(str(to))) == GRADIENTS
+        code, shown = run(job)
+        assert code == 0, shown
+        steps = [one["step"] for one in records(str(to)).values()]
+        assert steps.count("gradients") == steps.count("prune") == 1
+        digests.append(find_version(open_store(str(to)), "tiny", "1").digest)
+        assert not list(to.glob("runs/*/scores/*.parquet")), "nobody asked for a table"
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow

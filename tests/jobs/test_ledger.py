@@ -9,16 +9,19 @@ import pytest
 import yaml
 
 from cluster.errors import Cancelled, InputError
+from cluster.hardware.profiles import load_profile
 from cluster.storage import open_store
 from jobs.closing import close
-from jobs.estimating import let_in
+from jobs.estimating import STEP_SECONDS, let_in, operations, usage_from_size
 from jobs.job import dump_job, parse_job
 from jobs.ledger import committed, open_account, read_ledger, rebuild, write_row
+from jobs.ledger_row import shape_digest
 from jobs.pricing import Account
 from jobs.records import Ended, Figures, Progress, Started, Usage, claim, list_runs, note_end, note_progress, read_run
 from jobs.running import AttemptLog
 from jobs.usage import as_csv, as_html, sums, total
 from workflows.events import StepEnded, StepStarted
+from workflows.memory import worker_memory
 
 NOW = datetime.now(UTC)
 MONTH = f"{NOW:%Y-%m}"
@@ -291,3 +294,17 @@ def test_the_command(karikomi, tmp_path):
     assert (rebuilt.returncode, len(rebuilt.stdout.splitlines())) == (0, 7), rebuilt.stderr
     wrong = karikomi("usage", "--from", tmp_path, "--month", "November")
     assert (wrong.returncode, "--month" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("policy", "more"), [("uniform", True), ("owl", True), ("composite", False)])
+def test_weighed_tokens_cost_a_gradient_pass_unless_there_is_one_already(store, policy, more):
+    fields = {"target": {"pattern": "unstructured", "sparsity": 0.5}, "allocation": policy}
+    plain, weighed = (job(store, **fields, token_weights=kind) for kind in ("equal", "gradient"))
+    profile = load_profile(plain.hardware)
+    seconds = [usage_from_size(one, CONFIG, profile).seconds for one in (plain, weighed)]
+    kept = [worker_memory(CONFIG, one.recipe, one.cluster).boundaries for one in (plain, weighed)]
+    assert (seconds[1] - seconds[0] >= STEP_SECONDS) == more
+    assert (operations(weighed.recipe, CONFIG) > operations(plain.recipe, CONFIG)) == more
+    assert kept[1] > 0
+    assert (kept[0] == 0) == more
+    assert shape_digest(plain) != shape_digest(weighed)

@@ -15,6 +15,7 @@ from cluster.storage import open_store
 from workflows.allocating import Allocating, Mix, Scores, Shares, Weights
 from workflows.data.windows import Windows, to_parquet
 from workflows.events import Advanced, StepEnded
+from workflows.gradient_files import read_norms
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
@@ -51,7 +52,7 @@ def windows(model):
     return open_store(model.store).put("windows", content)
 
 
-def recipe_for(model: ModelState, allocation) -> Recipe:
+def recipe_for(model: ModelState, allocation, **more) -> Recipe:
     calibration = {"source": "builtin:python-docs", "windows": WINDOWS, "length": LENGTH, "part": [0, 0.2]}
     return Recipe.model_validate(
         {
@@ -59,17 +60,31 @@ def recipe_for(model: ModelState, allocation) -> Recipe:
             "data": {"calibration": calibration, "shards": 3},
             "target": {"pattern": "unstructured", "sparsity": TARGET},
             "allocation": allocation,
+            **more,
         }
     )
 
 
-def allot(
-    model, windows, allocation, run: str, workers=2, before=None, listener=None, stop=lambda: False, target=TARGET
-) -> Shares:
+def steps_of(
+    model,
+    windows,
+    allocation,
+    run: str,
+    workers=2,
+    before=None,
+    listener=None,
+    stop=lambda: False,
+    target=TARGET,
+    **more,
+) -> Allocating:
     journal = Journal(open_store(model.store), run, listener or (lambda event: None))
     spec = ClusterSpec(workers=workers, wait_seconds=60)
-    steps = Allocating(recipe_for(model, allocation), spec, journal, lambda: None, stop)
-    return steps.shares(1, before or model, windows, target, {"windows": windows.sha256})
+    recipe, how = recipe_for(model, allocation, **more), {"windows": windows.sha256}
+    return Allocating(recipe, spec, journal, lambda: None, stop, 1, before or model, windows, target, how)
+
+
+def allot(*arguments, **more) -> Shares:
+    return steps_of(*arguments, **more).shares()
 
 
 def results(model: ModelState, run: str, step: str) -> list[dict]:
@@ -114,7 +129,7 @@ def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_ke
 
     def work(work):
         return prune(
-            work, model, model, model.config, windows, recipe, TARGET, shares, spec, lambda: False
+            work, model, model, model.config, windows, recipe, TARGET, shares, None, spec, lambda: False
         )  # fmt: skip
 
     state = journal.step("prune", {}, ModelState, work)
@@ -179,4 +194,68 @@ def test_a_run_that_is_stopped_in_every_step_goes_on_and_ends_the_same(model, wi
     assert {"gradients", "score", "evolve"} <= did
     seen.clear()
     assert allot(model, windows, SEARCH, "stopped", listener=seen.append) == allotted["evolve"]
+    assert all(isinstance(event, StepEnded) and event.resumed for event in seen)
+
+
+def test_keys_of_steps_hold_what_they_always_held_where_tokens_are_not_weighed(model, allotted):
+    """Stores of earlier runs go on: what is new is part of a key only where it is asked for."""
+    store = open_store(model.store)
+    inputs = {}
+    for key in store.keys("runs/run/steps/"):
+        record = store.get_json(key)
+        inputs.setdefault(record["step"], []).append(record["inputs"])
+    assert [set(one) for one in inputs["gradients"]] == [{"windows"}]
+    for one in inputs["score"]:
+        assert set(one) == {"windows", "gradients", "levels", "solver"}
+        assert one["gradients"] is None or set(one["gradients"]) == {"stored", "tokens", "loss"}
+    judged = {"windows", "scores", "sparsity", "judged"}
+    assert [set(one) for one in inputs["weigh"]] == [judged]
+    assert [set(one) for one in inputs["evolve"]] == [{"windows", "scores", "sparsity", "allocation", "weights"}]
+    for one in inputs["allocate"]:
+        assert set(one) == {"windows", "scores", "sparsity", "allocation", "weights", "mix"}
+
+
+@pytest.fixture(scope="module")
+def weighed(model, windows):
+    """Norms of a pass that was stopped once and gone on with, by two workers."""
+    seen, stopped = [], []
+
+    def stop():
+        last = seen[-1]
+        if not stopped and isinstance(last, Advanced) and last.done > 3:
+            stopped.append(last)
+        return len(stopped) == 1 and seen[-1] is stopped[0]
+
+    steps = steps_of(
+        model, windows, "uniform", "weighed", listener=seen.append, stop=stop, token_weights="gradient"
+    )  # fmt: skip
+    with pytest.raises(Cancelled):
+        steps.norms()
+    assert results(model, "weighed", "gradients") == []
+    return steps.norms()
+
+
+def test_norms_are_the_same_on_one_worker_and_after_a_stop(model, windows, weighed):
+    one = steps_of(model, windows, "uniform", "weighed-one", workers=1, token_weights="gradient")
+    assert one.norms().sha256 == weighed.sha256
+    assert one.shares() == ()
+    for block in range(3):
+        norms = read_norms(model.store, weighed.key, block)
+        assert norms.shape == (WINDOWS * LENGTH,)
+        assert norms.view(WINDOWS, LENGTH)[:, :-1].min() > 0
+    plain = steps_of(model, windows, "uniform", "weighed-one")
+    assert (plain.norms(), plain.shares()) == (None, ())
+    assert len(results(model, "weighed-one", "gradients")) == 1
+
+
+@pytest.mark.parametrize("policy", ["owl", "composite"])
+def test_one_gradient_pass_serves_weights_and_allocation(model, windows, weighed, allotted, policy):
+    steps = steps_of(model, windows, policy, "weighed", token_weights="gradient")
+    shares = steps.shares()
+    assert steps.norms() == weighed
+    assert removed(model, shares) == pytest.approx(TARGET, abs=1e-9)
+    assert shares != allotted[policy]
+    assert len(results(model, "weighed", "gradients")) == 1
+    seen = []
+    assert allot(model, windows, policy, "weighed", listener=seen.append, token_weights="gradient") == shares
     assert all(isinstance(event, StepEnded) and event.resumed for event in seen)

@@ -51,6 +51,7 @@ def make_stage(
         device="cpu",
         threads=1,
         shares=(),
+        norms=None,
         key_prefix="runs/test/blocks",
     )
 

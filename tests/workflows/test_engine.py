@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 from test_blockwork import make_stage
+from test_token_weights import weigh
 
 from cluster.errors import Cancelled, Unavailable
 from cluster.layerwise import run_blocks, spread
@@ -105,6 +106,13 @@ def test_same_bytes_with_block_recovery_when_processes_are_killed(recovered, tmp
     killed.died = tmp_path
     assert hashes(run(killed, 2)) == expected
     assert {one.name for one in tmp_path.iterdir()} >= {"look", "refine"}
+
+
+@pytest.mark.parametrize("kind", [PruneStage, DensePruneStage])
+def test_same_bytes_where_tokens_are_weighed(stage, undisturbed, kind):
+    weighed = kind(**weigh(stage).__getstate__())
+    one, two = (hashes(run(weighed, workers)) for workers in (1, 2))
+    assert one == two != undisturbed
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,21 @@ from transformers import AutoModelForCausalLM
 from cluster.backwards import Walk
 from cluster.storage import open_store
 from workflows.data.windows import Windows, to_parquet
-from workflows.importance import GradientPass, Importance, put_gammas, read_gammas
+from workflows.gradient_files import Importance, put_gradients, read_gammas
+from workflows.importance import GradientPass
 from workflows.models.state import ModelState
 
 LENGTH, WINDOWS, SHARDS = 48, 6, 4  # longer than the tiny models' sliding window; shards of two sizes
 
 
-def make_pass(tmp_path, family="llama", layers=3, memory=1 << 30, **shape) -> GradientPass:
+def make_pass(tmp_path, family="llama", layers=3, memory=1 << 30, norms=True, **shape) -> GradientPass:
     directory = write_tiny_model(tmp_path / "model", family, layers=layers, dtype="float32", **shape)
     config = json.loads((directory / "config.json").read_text())
     store = open_store(str(tmp_path / "store"))
     tokens = np.random.default_rng(0).integers(4, config["vocab_size"], (WINDOWS, LENGTH)).astype(np.int32)
     stored = store.put("windows", to_parquet({"calibration": Windows(tokens=tokens, slices=["all"] * WINDOWS)}))
     before = ModelState(source=str(directory), source_digest="0" * 64, config=config, store=store.uri)
-    return GradientPass(before, stored.key, SHARDS, "float32", "cpu", threads=1, memory=memory)
+    return GradientPass(before, stored.key, SHARDS, "float32", "cpu", threads=1, memory=memory, norms=norms)
 
 
 def walked(work: GradientPass) -> Importance:
@@ -57,13 +58,21 @@ def reference(work: GradientPass) -> Importance:
     for layer, own in zip(model.model.layers, sums, strict=True):
         for name, total in own.items():
             layer.get_submodule(name).register_forward_hook(lambda _, args, out, total=total: observe(total, out))
-    loss = 0.0
+    loss, norms, outputs = 0.0, [[] for _ in sums], []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     for tokens in work._tokens.split(1):
+        outputs.clear()
         mean = model(tokens, labels=tokens, use_cache=False).loss
+        for output in outputs:
+            output.retain_grad()
         (mean * (LENGTH - 1)).backward()
         loss += mean.item() * (LENGTH - 1)
+        for own, output in zip(norms, outputs, strict=True):
+            own.append(output.grad.norm(dim=-1))
     count = work._tokens.numel()
-    return Importance(loss, count, tuple({name: one / count for name, one in own.items()} for own in sums))
+    gammas = tuple({name: one / count for name, one in own.items()} for own in sums)
+    return Importance(loss, count, gammas, tuple(torch.cat(own).flatten() for own in norms))
 
 
 def assert_same_bits(one: Importance, two: Importance) -> None:
@@ -73,6 +82,9 @@ def assert_same_bits(one: Importance, two: Importance) -> None:
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(a[name], b[name]), name
+    assert len(one.norms) == len(two.norms)
+    for own, other in zip(one.norms, two.norms, strict=True):
+        assert torch.equal(own, other)
 
 
 # Untied and tied embeddings, full and sliding attention, and (gemma2) capped logits.
@@ -90,6 +102,17 @@ def test_the_streamed_pass_equals_autograd_through_the_whole_model(tmp_path, mon
         for name, gamma in wanted.gammas[block].items():
             assert gamma.min() > 0
             torch.testing.assert_close(found.gammas[block][name], gamma, rtol=2e-4, atol=1e-6 * gamma.max().item())
+        norms = wanted.norms[block]
+        assert norms.shape == (WINDOWS * LENGTH,)
+        torch.testing.assert_close(found.norms[block], norms, rtol=2e-4, atol=1e-6 * norms.max().item())
+    assert not found.norms[-1].view(WINDOWS, LENGTH)[:, -1].any(), "what comes last predicts nothing"
+
+
+def test_norms_are_extra_and_change_nothing_else(tmp_path):
+    work = make_pass(tmp_path)
+    plain = walked(replace(work, norms=False))
+    assert plain.norms == ()
+    assert_same_bits(replace(walked(work), norms=()), plain)
 
 
 def test_tied_embeddings_are_told_by_the_config(tmp_path):
@@ -132,8 +155,8 @@ def test_gammas_of_one_block_are_read_alone(tmp_path):
     work = make_pass(tmp_path)
     importance = walked(work)
     store = open_store(str(tmp_path / "store"))
-    stored = put_gammas(store, "gammas.safetensors", importance)
+    stored = put_gradients(store, "gammas.safetensors", importance)
     for block in range(3):
-        read = read_gammas(store, stored.key, block)
+        read = read_gammas(store.uri, stored.key, block)
         assert read.keys() == importance.gammas[block].keys()
         assert all(torch.equal(read[name], gamma) for name, gamma in importance.gammas[block].items())

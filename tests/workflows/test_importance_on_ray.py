@@ -13,7 +13,8 @@ from cluster.backwards import run_backwards
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
-from workflows.importance import GradientPass, Importance, measure_importance
+from workflows.gradient_files import Importance
+from workflows.importance import GradientPass, measure_importance
 from workflows.recipe import Recipe
 
 
@@ -96,6 +97,7 @@ def test_two_workers_that_spill_give_the_bits_of_this_process_and_a_recipe_says_
         {
             "model": work.before.source,
             "target": {"pattern": "2:4", "sparsity": 0.5},
+            "token_weights": "gradient",
             "data": {
                 "shards": SHARDS,
                 "calibration": {

@@ -18,6 +18,7 @@ from cluster.storage import open_store
 from workflows import stages
 from workflows.blockwork import PruneStage
 from workflows.formats.huggingface import format_release
+from workflows.gradient_files import Importance, put_gradients
 from workflows.importance import GradientPass
 from workflows.measuring import load
 from workflows.models.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ from workflows.pruning import patterns
 from workflows.recipe import Recipe, Recovery
 from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import PRIOR, shrink
+from workflows.scoring.token_weights import token_weights
 from workflows.tuning.masks import pruned_positions
 
 EXPERTS, CHOICES, HIDDEN, FFN = 6, 2, 64, 128
@@ -141,6 +143,45 @@ def test_grams_are_those_of_the_routed_tokens_and_lean_on_the_mean(tmp_path, fam
             wanted = gram + PRIOR * len(mean) * mean
             got = found[f"{mixture}.experts.{number}.{part}"]
             assert torch.allclose(got, wanted if got.ndim == 2 else wanted.diagonal(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("solver", ["sparsegpt", "wanda"])
+def test_tokens_keep_their_weights_wherever_they_are_routed(tmp_path, family, solver):
+    stage = make(tmp_path, family=family, solver=solver)
+    blind(stage)
+    norms = torch.rand(stage._tokens.shape, generator=torch.Generator().manual_seed(0)) ** 3
+    importance = Importance(1.0, norms.numel(), [{}, {}], [norms, norms.clone()])
+    stored = put_gradients(open_store(stage.before.store), "gradients.safetensors", importance)
+    found = gathered(PruneStage(**stage.__getstate__() | {"norms": stored}))
+    weights, inputs = routed_weights(stage, token_weights(norms)), routed(stage)
+    assert sum(own.sum().item() for own in weights.values()) == pytest.approx(CHOICES * norms.numel(), rel=1e-5)
+    mixture, gate, _, down = NAMES[family]
+    for place, part in enumerate((gate, down)):
+        grams = {
+            number: torch.einsum("t,ti,tj->ij", weights[number], own[place], own[place])
+            for number, own in inputs.items()
+        }
+        mean = sum(grams.values()) / (CHOICES * norms.numel())
+        for number, gram in grams.items():
+            wanted = gram + PRIOR * len(mean) * mean
+            got = found[f"{mixture}.experts.{number}.{part}"]
+            assert torch.allclose(got, wanted if got.ndim == 2 else wanted.diagonal(), atol=1e-4, rtol=1e-3)
+
+
+@torch.inference_mode()
+def routed_weights(stage: PruneStage, weights: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Of what `routed` gives, how much each token counts."""
+    model, seen = stock(stage.before), []
+    model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    for window in stage._tokens:
+        model(window[None], use_cache=False)
+    found = defaultdict(list)
+    for chosen, own in zip(seen, weights, strict=True):
+        for numbers, weight in zip(chosen.tolist(), own, strict=True):
+            for number in numbers:
+                found[number].append(weight)
+    return {number: torch.stack(found[number]) if number in found else torch.zeros(0) for number in range(EXPERTS)}
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "qwen2_moe", "olmoe"])

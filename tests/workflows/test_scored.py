@@ -15,7 +15,8 @@ from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.data.windows import Windows, to_parquet
-from workflows.importance import GradientPass, put_gammas
+from workflows.gradient_files import put_gradients
+from workflows.importance import GradientPass
 from workflows.level_files import LevelFile
 from workflows.models.state import ModelState
 from workflows.pruning.patterns import achieved
@@ -51,8 +52,10 @@ def importance(base):
 
 @pytest.fixture(scope="module")
 def stage(base, importance):
-    stored = put_gammas(open_store(base["before"].store), "gammas", importance)
-    return ScoreStage(**base, gammas=stored, levels=LEVELS, solver=Solver(rows=ROWS), key_prefix="one/scores")
+    stored = put_gradients(open_store(base["before"].store), "gammas", importance)
+    return ScoreStage(
+        **base, norms=None, gammas=stored, levels=LEVELS, solver=Solver(rows=ROWS), key_prefix="one/scores"
+    )
 
 
 def scored(stage: ScoreStage) -> list[BlockScores]:
@@ -141,7 +144,7 @@ def test_outliers_are_counted_over_the_whole_block(found, reference):
 
 
 def test_the_inputs_alone_do_without_gradients_and_give_the_same_outliers(base, found):
-    plain = scored(ScoreStage(**base, gammas=None, levels=(), solver=Solver(), key_prefix="two/scores"))
+    plain = scored(ScoreStage(**base, norms=None, gammas=None, levels=(), solver=Solver(), key_prefix="two/scores"))
     for one, two in zip(plain, found, strict=True):
         assert one.outliers == pytest.approx(two.outliers, abs=1e-4)
         assert one.levels is None

@@ -83,6 +83,7 @@ def test_a_worker_holds_one_block_not_the_model(tmp_path, pattern):
         device="cpu",
         threads=1,
         shares=(),
+        norms=None,
         key_prefix="blocks",
     )
     with session(ClusterSpec(), cpus=2):

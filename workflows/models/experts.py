@@ -14,7 +14,13 @@ from workflows.models.expert_names import MIXTURES, ExpertNames, is_router
 
 
 class Expert(nn.Module):
-    """One gated MLP: down(act(gate(x)) · up(x))."""
+    """One gated MLP: down(act(gate(x)) · up(x)).
+
+    Attributes:
+        tokens: which of the tokens that entered the block it was given last, for who observes it.
+    """
+
+    tokens: Tensor
 
     def __init__(self, width: int, inner: int, act: nn.Module, names: ExpertNames, dtype: torch.dtype) -> None:
         super().__init__()
@@ -52,6 +58,7 @@ class Experts(nn.ModuleList):
         output = torch.zeros_like(hidden)
         for expert, places in zip(self, self._places(chosen), strict=True):
             tokens = places // chosen.shape[1]
+            expert.tokens = tokens
             own = expert(hidden[tokens]) * weights.flatten()[places, None]
             output.index_add_(0, tokens, own.to(output.dtype))
         return output
