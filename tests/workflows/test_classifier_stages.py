@@ -17,6 +17,7 @@ from cluster.storage import open_store
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.divergence import Divergence
+from workflows.gradient_files import put_gradients
 from workflows.importance import GradientPass
 from workflows.level_files import level_file
 from workflows.memory import worker_memory
@@ -25,6 +26,7 @@ from workflows.models.state import ModelState
 from workflows.models.whole import load_model
 from workflows.pruning.patterns import verify
 from workflows.recipe import Recipe, Recovery, Solver
+from workflows.scoring.token_weights import token_weights
 from workflows.tuning.objective import ClassObjective
 from workflows.tuning.tune import batch_of
 
@@ -59,7 +61,7 @@ def stage_of(base, pattern="unstructured", sparsity=0.5, solver="sparsegpt", rec
     after = config | ({"intermediate_size": int(64 * (1 - sparsity))} if pattern == "ffn" else {})
     return PruneStage(
         **base, dense=base["before"], config=after, pattern=pattern, sparsity=sparsity,
-        solver=Solver(name=solver, rows=16, **settings), recovery=recovery, shares=(), key_prefix="blocks",
+        solver=Solver(name=solver, rows=16, **settings), recovery=recovery, norms=None, shares=(), key_prefix="blocks",
     )  # fmt: skip
 
 
@@ -228,3 +230,17 @@ def test_memory_is_told_from_the_config(base):
     assert memory.activations == 4 * 8 * 16 * 32
     narrow = recipe.model_copy(update={"target": recipe.target.model_copy(update={"pattern": "ffn"})})
     assert worker_memory(base["before"].config, narrow, ClusterSpec(workers=1)).grams == 4 * 64**2
+
+
+def test_tokens_of_texts_of_any_lengths_are_weighed_by_their_gradients(base):
+    stage = stage_of(base)
+    found = walked(GradientPass(**base, memory=0, norms=True))
+    weights = token_weights(found.norms[0])
+    assert len(weights) == sum(map(len, stage._tokens))
+    store = open_store(base["before"].store)
+    weighed = PruneStage(**stage.__getstate__() | {"norms": put_gradients(store, "gradients", found)})
+    weighed.setup()
+    shards = {shard: weighed.open_shard(shard) for shard in range(SHARDS)}
+    parts = [torch.from_numpy(one.copy()) for one in weighed.statistics(0, shards, ["attention.self.query"])]
+    inputs = torch.cat([window[0] for shard in shards.values() for window in shard.hidden])
+    torch.testing.assert_close(sum(parts), inputs.T @ (inputs * weights[:, None]), rtol=1e-4, atol=1e-4)
