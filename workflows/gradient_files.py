@@ -4,6 +4,7 @@ A tensor's name is that of its linear, for Γ: "model.layers.3.mlp.down_proj"; o
 gradients at the end of block 3.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,15 +38,16 @@ class Importance:
 
 
 def put_gradients(store: Store, key: str, found: Importance) -> Stored:
-    """Writes every Γ and all norms; small: [out] numbers per linear, one per token and block."""
+    """Writes every Γ [out], and norms where there are some; the same numbers always give the same bytes."""
     tensors = {
         f"{GAMMAS}{block}.{name}": gamma
         for block, gammas in enumerate(found.gammas)
         for name, gamma in sorted(gammas.items())
     }
     tensors |= {f"{TOKENS}{block}": norms for block, norms in enumerate(found.norms)}
-    about = {"tokens": str(found.tokens), "loss": repr(found.loss)}
-    return store.put(key, safetensors.torch.save(tensors, metadata=about))
+    # One entry only: safetensors writes several in an order that differs from process to process.
+    about = json.dumps({"tokens": found.tokens, "loss": found.loss})
+    return store.put(key, safetensors.torch.save(tensors, metadata={"about": about}))
 
 
 @lru_cache(maxsize=4)  # one process solves many units of a block, and a few blocks are at work at once
