@@ -103,9 +103,9 @@ def test_a_failed_accuracy_gate_publishes_the_last_good_stage(model, tmp_path):
     job = write_job(
         tmp_path,
         model,
-        target={"pattern": "ffn", "sparsity": 0.9375},
-        solver={"name": "sparsegpt"},
-        stages=[{"sparsity": 0.0625}, {"sparsity": 0.9375}],
+        target={"pattern": "unstructured", "sparsity": 0.97},
+        solver={"name": "magnitude"},
+        stages=[{"sparsity": 0.1}, {"sparsity": 0.97}],
         gates={"accuracy_drop": 0.05, "worst_slice_drop": 0.1},
     )
     code, shown = karikomi("run", job)
@@ -114,8 +114,9 @@ def test_a_failed_accuracy_gate_publishes_the_last_good_stage(model, tmp_path):
     assert "Stage 2 of 2 missed its gate (accuracy fell" in words
     assert "stage 1 is published instead" in words
     pointer = find_version(open_store(str(tmp_path / "store")), "mood", None)
-    config = json.loads((tmp_path / f"store/models/mood/{pointer.digest[:12]}/config.json").read_text())
-    assert config["intermediate_size"] == 60
+    (report,) = (tmp_path / f"store/models/mood/{pointer.digest[:12]}").glob("REPORT.*.json")
+    size = json.loads(report.read_text())["compressed_size"]
+    assert size["zeros"] / size["block_parameters"] == pytest.approx(0.1, abs=1e-3)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(model, tmp_path):
