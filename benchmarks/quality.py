@@ -212,7 +212,8 @@ def table() -> str:
             share = f" ({(one['perplexity'] - dense) / (base['perplexity'] - dense):.2f})" if one and base else ""
             cells.append(f"{one['perplexity']:.2f}{share}" if one else "–")
             seconds += [one["seconds"]] if one else []
-        lines.append(f"| {method.title} | {' | '.join(cells)} | {np.median(seconds) if seconds else 0:.0f} |")
+        took = f"{np.median(seconds):.0f}" if seconds else "–"
+        lines.append(f"| {method.title} | {' | '.join(cells)} | {took} |")
     versions = [one["versions"] for one in shown.values() if "versions" in one]
     told = ", ".join(f"{name} {version}" for name, version in versions[-1].items()) if versions else "not measured yet"
     return "\n".join([*lines, "", f"The peer: {told}."])

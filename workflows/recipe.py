@@ -181,7 +181,9 @@ class Solver(Strict):
     swaps: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="Rounds of exchanging kept and pruned weights, then refitting, where that lowers a row's error."
     )
-    rows: Positive = Field(256, description="Rows of a matrix that one solve task takes.")
+    rows: Positive = Field(
+        1024, description="Rows of a matrix that one solve task takes; fewer make more tasks, each row dearer."
+    )
 
     @property
     def goes_on(self) -> bool:
