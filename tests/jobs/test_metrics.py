@@ -245,6 +245,12 @@ def panels():
 def test_the_dashboard_names_only_metrics_and_labels_that_there_are(tmp_path):
     store = open_store(str(tmp_path))
     fill(store)
+    classifier = claimed(store, "labels-1")
+    fallen = GateMeasure(
+        stage=1, passed=True, perplexity_increase=None, worst_slice_increase=None, accuracy_drop=0.004,
+        worst_slice_drop=0.01,
+    )  # fmt: skip
+    note_measures(store, classifier, Measures(began=classifier.at, gates=(fallen,)))
     text = exposition(store, 7).decode() + "karikomi_store_reachable 1\n"
     labels = {}
     for family in text_string_to_metric_families(text):

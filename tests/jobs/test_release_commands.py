@@ -48,7 +48,7 @@ def test_a_version_on_its_way(store, karikomi, tmp_path):
     assert "stable is 1" in karikomi("promote", "chat@1", "stable", "--reason", "first [try]")
     assert "stable is 2" in karikomi("promote", "chat@2", "stable")
     shown = karikomi("models").splitlines()
-    assert re.search(r"chat +2 +stable→2 .*KiB +ffn +-4\.9%", shown[1])
+    assert re.search(r"chat +2 +stable→2 .*KiB +ffn +perplexity -4\.9%", shown[1])
     assert "stable is 1" in karikomi("rollback", "chat", "stable", "--reason", "slow")
     shown = karikomi("versions", "chat")
     assert re.search(r"1 +[0-9a-f]{12} +run-one +stable ", shown)

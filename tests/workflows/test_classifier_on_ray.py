@@ -49,7 +49,7 @@ def pruned(model, windows, workers: int, place: str, recovery: Recovery | None =
     stage = PruneStage(
         before=model, dense=model, config=model.config, windows_key=windows.key, shard_count=SHARDS, pattern="2:4",
         sparsity=0.5, solver=Solver(rows=24), recovery=recovery, dtype="float32", device="cpu", threads=1, shares=(),
-        key_prefix=place,
+        norms=None, key_prefix=place,
     )  # fmt: skip
     return run_blocks(stage, ClusterSpec(workers=workers, wait_seconds=60), 1, [], lambda *_: None, lambda: False)
 
@@ -76,8 +76,8 @@ def shares_by(model, windows, allocation, run: str, workers: int = 2):
     )
     journal = Journal(open_store(model.store), run, lambda event: None)
     spec = ClusterSpec(workers=workers, wait_seconds=60, spill_above_gib=0)
-    steps = Allocating(recipe, spec, journal, lambda: None, lambda: False)
-    return steps.shares(1, model, windows, TARGET, {"windows": windows.sha256})
+    how = {"windows": windows.sha256}
+    return Allocating(recipe, spec, journal, lambda: None, lambda: False, 1, model, windows, TARGET, how).shares()
 
 
 SEARCH = {"policy": "evolve", "windows": 4, "generations": 2, "children": 3}
