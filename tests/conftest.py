@@ -25,7 +25,8 @@ from jobs.logs import LATE, OURS, QUIET
 
 HERE = Path(__file__).parent
 
-settings.register_profile("same every time", derandomize=True)  # `pytest --hypothesis-profile=default` looks further
+# `pytest --hypothesis-profile=default` looks further. A busy machine is no failure.
+settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")
 
 
