@@ -7,9 +7,8 @@ every result are kept under build/classifier and not made again; the table goes 
 """
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -17,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import quality
 import torch
+from kept import by_cell, keep, median_seconds
 from pages import put
-from quality import stage_of, worked_through
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.storage import open_store
@@ -33,36 +32,16 @@ from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
 from workflows.models.whole import load_model
 from workflows.recipe import DataSource
+from workflows.tuning.tune import batch_of
 
 KEPT = ROOT / "build" / "classifier"
 SHOWN = KEPT / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "classifier.md"
 LENGTH, TEXTS, CALIBRATION, EVALUATION, SHARDS = 64, 12_800, 256, 1000, 16
 BATCH, RATE = 32, 1e-4
-COLUMNS = {
-    "50 %": ("unstructured", 0.5),
-    "60 %": ("unstructured", 0.6),
-    "70 %": ("unstructured", 0.7),
-    "2:4": ("2:4", 0.5),
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table: how every linear of every block is solved."""
-
-    title: str
-    solver: dict = field(default_factory=dict)
-    recovery: dict | None = None
-
-
-METHODS = {
-    "magnitude": Method("magnitude", {"name": "magnitude"}),
-    "wanda": Method("wanda", {"name": "wanda"}),
-    "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
-    "admm": Method("admm", {"name": "admm"}),
-    "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 32}),
-}
+COLUMNS = {name: quality.COLUMNS[name] for name in ("50 %", "60 %", "70 %", "2:4")}
+METHODS = {name: quality.METHODS[name] for name in ("magnitude", "wanda", "sparsegpt", "admm", "admm-recovery")}
+METHODS["admm-recovery"] = replace(METHODS["admm-recovery"], recovery={"steps": 32})
 
 
 def tuned(encoder: str, rows: Windows, labels: int, directory: Path) -> None:
@@ -78,10 +57,8 @@ def tuned(encoder: str, rows: Windows, labels: int, directory: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = order[number * BATCH : (number + 1) * BATCH]
-        texts = [torch.from_numpy(rows.tokens[one].astype(np.int64)) for one in chosen]
-        mask = pad_sequence([torch.ones_like(one) for one in texts], batch_first=True)
-        wanted = torch.tensor([rows.labels[one] for one in chosen])
-        loss = model(pad_sequence(texts, batch_first=True), attention_mask=mask, labels=wanted).loss
+        texts, mask, wanted = batch_of(rows, chosen, model.config.to_dict())
+        loss = model(texts, attention_mask=mask, labels=wanted).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -92,25 +69,17 @@ def tuned(encoder: str, rows: Windows, labels: int, directory: Path) -> None:
     AutoTokenizer.from_pretrained(encoder).save_pretrained(directory)
 
 
-def read() -> dict[tuple[str, str], dict]:
-    """What was measured so far, by method and column."""
-    lines = SHOWN.read_text().splitlines() if SHOWN.exists() else []
-    return {(one["method"], one["column"]): one for one in map(json.loads, lines)}
-
-
-def note(method: str, column: str, quality: Quality, dense: Quality | None, seconds: float) -> None:
+def note(method: str, column: str, scores: Quality, dense: Quality | None, seconds: float) -> None:
     """Keeps one result; with the accuracy lost against the dense model, resampled in pairs."""
     found = {"method": method, "column": column, "seconds": round(seconds, 1)}
-    found |= {"accuracy": ACCURACY.value(quality), "macro_f1": macro_f1(quality)}
-    found |= {"lost": ACCURACY.paired(dense, quality, 0) if dense else None}
-    with SHOWN.open("a") as file:
-        file.write(f"{json.dumps(found)}\n")
-    print(found, flush=True)
+    found |= {"accuracy": ACCURACY.value(scores), "macro_f1": macro_f1(scores)}
+    found |= {"lost": ACCURACY.paired(dense, scores, 0) if dense else None}
+    keep(SHOWN, found)
 
 
 def table() -> str:
     """Accuracy in percent, and in brackets the 95 % interval of the points lost; the last column: median seconds."""
-    shown = read()
+    shown = by_cell(SHOWN)
     dense = shown["dense", ""]
     lines = [f"Dense: {100 * dense['accuracy']:.1f} % (macro-F1 {100 * dense['macro_f1']:.1f} %).", ""]
     lines += [f"| | {' | '.join(COLUMNS)} | s |", f"|---|{'---|' * (len(COLUMNS) + 1)}"]
@@ -120,8 +89,8 @@ def table() -> str:
             f"{100 * one['accuracy']:.1f} ({100 * one['lost'][0]:.1f} to {100 * one['lost'][1]:.1f})" if one else "–"
             for one in found
         ]
-        seconds = [one["seconds"] for one in found if one]
-        lines.append(f"| {method.title} | {' | '.join(cells)} | {np.median(seconds) if seconds else 0:.0f} |")
+        timed = median_seconds([one for one in found if one])
+        lines.append(f"| {method.title} | {' | '.join(cells)} | {timed} |")
     return "\n".join(lines)
 
 
@@ -158,14 +127,14 @@ def main() -> None:
     stored = store.put("windows", to_parquet({"calibration": calibration}))
     dense = ModelState(source=source.uri, source_digest=source.digest, config=source.config, store=store.uri)
     before = measure_quality(load_model(dense, torch.float32), evaluation)
-    if ("dense", "") not in read():
+    if ("dense", "") not in by_cell(SHOWN):
         note("dense", "", before, None, 0.0)
     for column in asked.columns:
         for name in asked.methods:
             method, (pattern, sparsity) = METHODS[name], COLUMNS[column]
-            if (name, column) not in read():
-                stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery)
-                after, seconds = worked_through(replace(stage, shard_count=SHARDS))
+            if (name, column) not in by_cell(SHOWN):
+                stage = quality.stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery)
+                after, seconds = quality.worked_through(replace(stage, shard_count=SHARDS))
                 note(name, column, measure_quality(load_model(after, torch.float32), evaluation), before, seconds)
     put(PAGE, f"{table()}\n\nAs of {date.today()}.")
 

@@ -10,7 +10,6 @@ it).
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from kept import by_cell, keep, median_seconds
 from pages import put
 from peer.calling import pruned_by_peer
 
@@ -182,38 +182,23 @@ def perplexity(state: ModelState, windows: Windows) -> float:
     return float("inf") if value is None else value
 
 
-def read() -> dict[tuple[str, str], dict]:
-    """What was measured so far, by method and column."""
-    lines = SHOWN.read_text().splitlines() if SHOWN.exists() else []
-    return {(one["method"], one["column"]): one for one in map(json.loads, lines)}
-
-
-def note(**result) -> None:
-    """Keeps one result."""
-    SHOWN.parent.mkdir(parents=True, exist_ok=True)
-    with SHOWN.open("a") as file:
-        file.write(f"{json.dumps(result)}\n")
-    print(result, flush=True)
-
-
 def table() -> str:
     """Perplexity of every method, and in brackets the share of SparseGPT's excess over dense that is left.
 
     That is the peer's SparseGPT where it was measured, else ours.
     """
-    shown = read()
+    shown = by_cell(SHOWN)
     dense = shown["dense", ""]["perplexity"]
     lines = [f"Dense: {dense:.2f}.", "", f"| | {' | '.join(COLUMNS)} | s |", f"|---|{'---|' * (len(COLUMNS) + 1)}"]
     for name, method in METHODS.items():
-        cells, seconds = [], []
+        cells, found = [], []
         for column in COLUMNS:
             one = shown.get((name, column))
             base = shown.get(("peer-sparsegpt", column), shown.get(("sparsegpt", column)))
             share = f" ({(one['perplexity'] - dense) / (base['perplexity'] - dense):.2f})" if one and base else ""
             cells.append(f"{one['perplexity']:.2f}{share}" if one else "–")
-            seconds += [one["seconds"]] if one else []
-        took = f"{np.median(seconds):.0f}" if seconds else "–"
-        lines.append(f"| {method.title} | {' | '.join(cells)} | {took} |")
+            found += [one] if one else []
+        lines.append(f"| {method.title} | {' | '.join(cells)} | {median_seconds(found)} |")
     versions = [one["versions"] for one in shown.values() if "versions" in one]
     told = ", ".join(f"{name} {version}" for name, version in versions[-1].items()) if versions else "not measured yet"
     return "\n".join([*lines, "", f"The peer: {told}."])
@@ -239,12 +224,12 @@ def main() -> None:
         stored = store.put("windows", to_parquet({"calibration": calibration}))
         dense = ModelState(source=source.uri, source_digest=source.digest, config=source.config, store=store.uri)
         journal = Journal(store, "quality", lambda event: print(event, flush=True))
-        if ("dense", "") not in read():
-            note(method="dense", column="", perplexity=perplexity(dense, evaluation), seconds=0.0)
+        if ("dense", "") not in by_cell(SHOWN):
+            keep(SHOWN, {"method": "dense", "column": "", "perplexity": perplexity(dense, evaluation), "seconds": 0.0})
         for column in asked.columns:
             for name in asked.methods:
                 method, (pattern, sparsity) = METHODS[name], COLUMNS[column]
-                if (name, column) in read() or (method.allocation and pattern != "unstructured"):
+                if (name, column) in by_cell(SHOWN) or (method.allocation and pattern != "unstructured"):
                     continue
                 if method.peer:
                     out = Path(temporary) / "peer"
@@ -256,7 +241,7 @@ def main() -> None:
                     stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares, norms)
                     after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
-                note(method=name, column=column, perplexity=perplexity(after, evaluation), **told)
+                keep(SHOWN, {"method": name, "column": column, "perplexity": perplexity(after, evaluation), **told})
     put(PAGE, f"{table()}\n\nAs of {date.today()}.")
 
 

@@ -29,6 +29,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 
 import psutil
 import torch
+from kept import keep
 from pages import put
 from peer.calling import pruned_by_peer
 from profiled import seconds_by_part
@@ -132,10 +133,7 @@ def in_own_process(name: str, asked: argparse.Namespace, *words: str) -> dict[st
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr[-3000:]}")
     result = {"name": name, "load": round(load, 1), **json.loads(done.stdout.splitlines()[-1])}
-    SHOWN.parent.mkdir(parents=True, exist_ok=True)
-    with SHOWN.open("a") as file:
-        file.write(f"{json.dumps(result)}\n")
-    print(result, flush=True)
+    keep(SHOWN, result)
     return result
 
 

@@ -78,8 +78,8 @@ def with_gates(job: Job, tenant: Tenant) -> Job:
         InputError: its own are looser than the tenant allows.
     """
     changes = {}
-    names = ("perplexity_increase", "worst_slice_increase")
-    for name in ("accuracy_drop", "worst_slice_drop") if job.classifies else names:
+    language_model, classifier = ("perplexity_increase", "worst_slice_increase"), ("accuracy_drop", "worst_slice_drop")
+    for name in classifier if job.classifies else language_model:
         limit, asked = getattr(tenant.gates, name), getattr(job.gates, name)
         if limit is None:
             continue

@@ -116,7 +116,7 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
             total += tokens("calibration") * (2.0 * blocks + 2.0 * squares)
         if recipe.needs_gradients:  # forward, and the way back with its own forward
             total += tokens("calibration") * (8.0 * blocks + 4.0 * (used - blocks))
-        if asked.needs_gradients or recipe.score:  # the inverse that a saliency needs
+        if recipe.needs_saliency:  # the inverse that a saliency needs
             total += solves
         if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
             mixes = len(layers) / 2 + (asked.generations * asked.children if asked.policy == "evolve" else 0)

@@ -30,6 +30,16 @@ settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")
 
 
+@pytest.fixture(scope="module")
+def embedded_ray():
+    """Ray as a run without a cluster starts it, for all tests of a file."""
+    from cluster.session import session  # imports Ray, which most tests do without
+    from cluster.spec import ClusterSpec
+
+    with session(ClusterSpec(), cpus=4):
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_goes_with_the_tests():
     """Nothing of it is left."""

@@ -152,7 +152,7 @@ class Allocating:
     def _score(self) -> Scores:
         """What every linear is worth; at every level, where there are some, what it costs."""
         asked, norms = self.recipe.allocation, self.norms()
-        gradients = self._gradients if asked.needs_gradients or self.recipe.score else None
+        gradients = self._gradients if self.recipe.needs_saliency else None
         levels, solver = levels_for(asked, self.sparsity), _trial_solver(self.recipe.solver)
         inputs = self.how | {"gradients": gradients, "levels": levels, "solver": solver}
 

@@ -101,7 +101,7 @@ class PruneStage(Observing):
     @torch.no_grad()
     def open_shard(self, shard: int) -> Shard:
         """The shard's windows as they enter block 0."""
-        hidden = self._entering(shard)
+        hidden = self._entering(self._of_shard(shard))
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()

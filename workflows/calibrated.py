@@ -1,5 +1,6 @@
 """What work on a model's blocks over calibration shards shares: its windows, its blocks, and how they are run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -48,9 +49,9 @@ class Calibrated:
         return list(np.array_split(np.arange(len(self._tokens)), self.shard_count)[shard])
 
     @torch.no_grad()
-    def _entering(self, shard: int) -> list[torch.Tensor]:
-        """Hidden states that enter block 0, one [1, length, width] for each of a shard's windows."""
-        return self._decoder.embed([self._tokens[window] for window in self._of_shard(shard)])
+    def _entering(self, windows: Sequence[int]) -> list[torch.Tensor]:
+        """Hidden states that enter block 0, one [1, length, width] for each of some windows."""
+        return self._decoder.embed([self._tokens[window] for window in windows])
 
     def _wanted(self, window: int) -> torch.Tensor:
         """What a window should predict: its own tokens [length], or a sentence's class []; int64, on the device."""

@@ -80,7 +80,7 @@ class Divergence(Calibrated):
         assert all(len(one) == len(self.levels) == self.block_count for one in candidates)
         positions = list(self.positions)
         plans: list[Candidate] = [({},) * self.block_count, *candidates]  # the model itself is number 0
-        tracks = [Track(list(range(len(plans))), self._embedded(windows))]
+        tracks = [Track(list(range(len(plans))), self._entering(windows))]
         for block in range(self.block_count):
             tracks = self._through(block, tracks, [one[block] for one in plans])
         sums = np.zeros((len(windows), len(plans)))
@@ -90,10 +90,6 @@ class Divergence(Calibrated):
             for track, found in zip(tracks[1:], head.divergence(dense, others).tolist(), strict=True):
                 own[track.followers] = found  # who still follows the first track is the model, and keeps 0
         return sums[:, 1:]
-
-    def _embedded(self, windows: Sequence[int]) -> list[Tensor]:
-        """What enters block 0, each window in memory of its own; the embedding is read once for all."""
-        return self._decoder.embed([self._tokens[window] for window in windows])
 
     def _through(self, block: int, tracks: list[Track], plans: Sequence[Mapping[str, int]]) -> list[Track]:
         """Moves all tracks through a block and parts those whose candidates differ in it; number 0 stays in front."""

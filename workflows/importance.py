@@ -67,7 +67,7 @@ class GradientPass(Calibrated):
     @torch.no_grad()
     def begin(self, shards: Sequence[int]) -> Held:
         """Hidden states that enter block 0."""
-        return Held(Boundaries(self.memory), {shard: self._entering(shard) for shard in shards})
+        return Held(Boundaries(self.memory), {shard: self._entering(self._of_shard(shard)) for shard in shards})
 
     @torch.no_grad()
     def forward(self, block: int, held: Held) -> None:

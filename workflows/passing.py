@@ -33,7 +33,7 @@ class OwnStates(Observing):
     @torch.no_grad()
     def open_shard(self, shard: int) -> Passing:
         """The shard's windows as they enter block 0."""
-        return Passing(self._entering(shard))
+        return Passing(self._entering(self._of_shard(shard)))
 
     def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Passing]) -> None:
         """Moves each window through the model's own block, unless that was done when it was looked at."""

@@ -434,9 +434,14 @@ class Recipe(Strict):
         return self.allocation.policy != "uniform" or self.score
 
     @property
+    def needs_saliency(self) -> bool:
+        """Whether linears are scored by what the rest of the model makes of their outputs."""
+        return self.allocation.needs_gradients or self.score
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether a stage takes a gradient pass."""
-        return self.allocation.needs_gradients or self.score or self.weighs_tokens
+        return self.needs_saliency or self.weighs_tokens
 
     @property
     def is_gguf(self) -> bool:

@@ -14,17 +14,10 @@ import ray
 from cluster.backwards import Walk, run_backwards
 from cluster.errors import Cancelled, InputError
 from cluster.losses import MachinesLost
-from cluster.session import session
 from cluster.spec import ClusterSpec
 
 BLOCKS, SHARDS = 3, 5
 STEPS = 2 * BLOCKS + 1
-
-
-@pytest.fixture(scope="module")
-def embedded_ray():
-    with session(ClusterSpec(), cpus=4):
-        yield
 
 
 @dataclass

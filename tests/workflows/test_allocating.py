@@ -9,7 +9,6 @@ import pytest
 from models_for_tests import write_trained_model
 
 from cluster.errors import Cancelled
-from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.allocating import Allocating, Mix, Scores, Shares, Weights
@@ -27,10 +26,7 @@ MEASURED = {"policy": "measured", "windows": 3, "width": 0.3}
 SEARCH = {"policy": "evolve", "generations": 3, "children": 3, "windows": 3, "width": 0.3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray():
-    with session(ClusterSpec(), cpus=4):
-        yield
+pytestmark = pytest.mark.usefixtures("embedded_ray")
 
 
 @pytest.fixture(scope="module")

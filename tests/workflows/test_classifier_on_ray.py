@@ -9,7 +9,6 @@ import pytest
 from classifiers_for_tests import sentences, word_tokenizer, write_trained_classifier
 
 from cluster.layerwise import run_blocks
-from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.allocating import Allocating
@@ -23,10 +22,7 @@ from workflows.steps import Journal
 TEXTS, SHARDS, TARGET = 12, 3, 0.5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray():
-    with session(ClusterSpec(), cpus=4):
-        yield
+pytestmark = pytest.mark.usefixtures("embedded_ray")
 
 
 @pytest.fixture(scope="module")

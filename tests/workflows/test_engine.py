@@ -11,16 +11,10 @@ from test_token_weights import weigh
 
 from cluster.errors import Cancelled, Unavailable
 from cluster.layerwise import run_blocks, spread
-from cluster.session import gang, session
+from cluster.session import gang
 from cluster.spec import ClusterSpec
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.recipe import Recovery
-
-
-@pytest.fixture(scope="module")
-def embedded_ray():
-    with session(ClusterSpec(), cpus=4):
-        yield
 
 
 class KilledEverywhere(PruneStage):

@@ -10,7 +10,6 @@ import torch
 from test_importance import LENGTH, SHARDS, WINDOWS, assert_same_bits, make_pass, walked
 
 from cluster.backwards import run_backwards
-from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.gradient_files import Importance
@@ -45,12 +44,6 @@ class KilledOnceEachWay(GradientPass):
         if block == 1:
             self._die_once("backward")
         return found
-
-
-@pytest.fixture(scope="module")
-def embedded_ray():
-    with session(ClusterSpec(), cpus=4):
-        yield
 
 
 @pytest.fixture(scope="module")

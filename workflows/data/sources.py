@@ -59,9 +59,8 @@ def read_documents(source: DataSource, role: str) -> list[Document]:
         documents = _python_docs() if source.source == BUILTIN else _reader(source)(_content(source.source), source)
     except InputError as error:
         raise InputError(f"data.{role}: {error.message}", error.hint) from error
-    documents = [
-        one for one in documents if one.text.strip() or source.label
-    ]  # an empty text that has a label is wrong
+    if not source.label:  # an empty text that has a label is wrong, and told later
+        documents = [one for one in documents if one.text.strip()]
     if not documents:
         raise InputError(f"data.{role}: {source.source} holds no text")
     low, high = (int(share * len(documents)) for share in source.part)
@@ -161,13 +160,9 @@ def _parquet(content: bytes, source: DataSource) -> list[Document]:
 def _document(row: dict[str, Any], source: DataSource, place: str) -> Document:
     """A row's text with its slice and label, after a look at each."""
     text = _cell(row, source.text, place)
-    label = None
-    if source.label:
-        if source.label not in row:
-            raise InputError(f"{place}: no field {source.label!r}; there are: {', '.join(map(str, row))}")
-        label = row[source.label]
-        if type(label) is not int:
-            label = _cell(row, source.label, place)
+    label = row.get(source.label) if source.label else None
+    if source.label and type(label) is not int:
+        label = _cell(row, source.label, place)
     return Document(text, _cell(row, source.slice, place) if source.slice else text, label, place)
 
 

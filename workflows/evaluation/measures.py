@@ -7,11 +7,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from workflows.evaluation.quality import LARGEST_MEAN, Quality, resamples
+from workflows.evaluation.quality import BOUNDS, LARGEST_MEAN, Quality, resamples
 from workflows.recipe import ACCURACY_DROP, WORST_SLICE_DROP, Gates
 
 TOLD_IN_PERCENT = 10.0  # a share: up to 1000 %
-BOUNDS = [0.025, 0.975]
 Name = Literal["perplexity", "accuracy"]
 
 

@@ -13,6 +13,7 @@ from workflows.data.windows import Windows
 
 HEAD_CHUNK = 128  # tokens whose logits are held at once: 262k words x 128 x 4 bytes is 128 MiB
 RESAMPLES = 1000
+BOUNDS = [0.025, 0.975]  # of a 95 % interval
 LARGEST_MEAN = 700.0  # nats a token; e to the power of more overflows fp64
 
 
@@ -84,7 +85,7 @@ class Quality(BaseModel):
         loss, tokens = self.sums()
         picks = resamples(len(loss), seed)
         values = np.exp(np.minimum(loss[picks].sum(1) / tokens[picks].sum(1), LARGEST_MEAN))
-        low, high = np.quantile(values, [0.025, 0.975])
+        low, high = np.quantile(values, BOUNDS)
         return float(low), float(high)
 
 

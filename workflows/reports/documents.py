@@ -39,8 +39,7 @@ def make_report(
 ) -> Report:
     """Puts everything that was measured together, and counts the money."""
     profile = load_profile(settings.hardware)
-    first = measured.timings[0].shape
-    phases = [one for one in measured.timings if one.shape == first]
+    first = measured.phases[0].shape
     return Report(
         name=settings.name,
         run=settings.run,
@@ -56,8 +55,8 @@ def make_report(
         compressed_size=release.size,
         measured=measured,
         cost=cost(
-            throughput(phases, "dense"),
-            throughput(phases, "compressed"),
+            throughput(measured.phases, "dense"),
+            throughput(measured.phases, "compressed"),
             settings.traffic,
             profile.price_per_hour_usd,
             f"{profile.price_source}, {profile.price_date}",

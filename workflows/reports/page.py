@@ -26,13 +26,13 @@ def render_page(report: Report) -> bytes:
         payback=payback(report),
         gate_increase=gate_increase,
         shown=lambda quality: report.measure.shown(report.measure.value(quality)),
-        rounds=len(report.phases[0].dense.seconds),
+        rounds=len(report.measured.phases[0].dense.seconds),
     ).encode()
 
 
 def payback(report: Report) -> str:
     """When the run has paid for itself; nothing is promised from a speed that was not measurably different."""
-    ranges = [one.speedup()[1:] for one in report.phases]
+    ranges = [one.speedup()[1:] for one in report.measured.phases]
     if all(low <= 1 <= high for low, high in ranges):
         return "cannot be told: no speed differs measurably"
     months = report.cost.months_to_pay_back

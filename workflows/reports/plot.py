@@ -32,7 +32,7 @@ def quality_against_size_and_speed(report: Report) -> str:
     size.plot([one[1] for one in stages], [measure.value(one[2]) or 0.0 for one in stages], color=LINE, zorder=1)
     for label, x, quality, color in stages:
         point(size, label, x, quality, color, measure)
-    timing = report.phases[0]
+    timing = report.measured.phases[0]
     published = f"stage {report.stage}"
     for label, one, quality, color in (
         ("dense", timing.dense, report.dense, INK),

@@ -53,6 +53,11 @@ class Measured(BaseModel):
     machine: dict[str, str]
     threads: int
 
+    @property
+    def phases(self) -> list[PairedTiming]:
+        """Every phase at the first shape: prefill and decode, or a classifier's only one."""
+        return [one for one in self.timings if one.shape == self.timings[0].shape]
+
 
 class Report(BaseModel):
     """A run's report.
@@ -99,15 +104,6 @@ class Report(BaseModel):
     def compressed(self) -> Quality:
         """Quality of the published model."""
         return self.published_stage.final
-
-    def timing(self, phase: str) -> PairedTiming:
-        """A phase at the first shape."""
-        return next(one for one in self.measured.timings if one.phase == phase)
-
-    @property
-    def phases(self) -> list[PairedTiming]:
-        """Every phase at the first shape: prefill and decode, or a classifier's only one."""
-        return [self.timing(phase) for phase in dict.fromkeys(one.phase for one in self.measured.timings)]
 
     @property
     def measure(self) -> Measure:

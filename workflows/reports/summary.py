@@ -28,7 +28,7 @@ def verdict(report: Report) -> str:
         if size < 0
         else f"{report.name}: as many parameters, "
         f"{report.compressed_size.zeros / report.compressed_size.block_parameters:.0%} of the pruned matrices are zero",
-        *(f"{one.phase} {faster(one)}" for one in report.phases),
+        *(f"{one.phase} {faster(one)}" for one in report.measured.phases),
         report.measure.said(kept),
     ]
     sentence = ", ".join(parts) + "."
