@@ -12,6 +12,7 @@ from cluster.storage import open_store
 from workflows.blockwork import PruneStage
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
+from workflows.models.passes import Pass
 
 
 class Clocks:
@@ -47,7 +48,7 @@ def seconds_by_part(stage: PruneStage, work: Callable[[PruneStage], dict[str, An
     clocks = Clocks()
     store = type(open_store(stage.before.store))
     where: list[tuple[Any, str, str]] = [
-        (Decoder, "run", "forward passes, twice a block"),
+        (Pass, "__next__", "forward passes"),
         (observing, "add_inputs", "Grams"),
         (PruneStage, "prepare", "factors of the Grams"),
         (PruneStage, "solve", "solves"),

@@ -133,14 +133,16 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     """The model after a stage, worked through in this process as a worker does it, and the seconds it took."""
     began = time.monotonic()
     stage.setup()
-    units = stage.units()
-    groups = sorted({unit.group for unit in units if unit.group})
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     blocks = []
     for block in range(stage.block_count):
-        parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []
-        prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
-        results = [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]
+        solved: list[list] = []
+        for units in stage.turns():
+            groups = sorted({unit.group for unit in units if unit.group})
+            parts = [part.copy() for part in stage.statistics(block, shards, groups, solved)] if groups else []
+            prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
+            solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
+        results = [one for turn in solved for one in turn]
         refined = None
         if stage.rounds:
             refined, kept = stage.begin(block, results)

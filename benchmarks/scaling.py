@@ -59,12 +59,14 @@ def stage_for(directory: Path, schedule: Schedule):
 def plain(directory: Path, schedule: Schedule) -> dict:
     """The same work without Ray: processor and wall seconds of every step, summed over the blocks but the first.
 
+    A forward pass through each block is timed besides, to know it from the Grams.
+
     Of every group of units with one width the seconds stand alone, to tell the solver's products from its calls.
     """
+    from workflows.observing import move_on
+
     stage = stage_for(directory, schedule)
     stage.setup()
-    units = stage.units()
-    groups = sorted({unit.group for unit in units})
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     spent: dict[str, float] = {}
 
@@ -78,21 +80,28 @@ def plain(directory: Path, schedule: Schedule) -> dict:
         if block == 1:
             spent.clear()
             started = time.monotonic()
-        timed("read", lambda block=block: stage._decoder.block(block))  # once more, to know what it takes
-        parts = timed("statistics", lambda block=block: [one.copy() for one in stage.statistics(block, shards, groups)])
-        prepared = {}
-        for number, name in enumerate(groups):
-            own = parts[number :: len(groups)]
-            width = len(own[0])
-            timed("add", lambda own=own: sum(own[1:], own[0].copy()))
-            prepared[name] = timed(f"prepare {width}", lambda name=name, own=own: stage.prepare(name, own))
-        results = []
-        for unit in units:
-            width = len(prepared[unit.group][0])
-            own = prepared[unit.group]
-            results.append(
-                timed(f"solve {width}", lambda unit=unit, block=block, own=own: stage.solve(block, unit, own))
+        module = timed("read", lambda block=block: stage._decoder.block(block))  # once more, to know what it takes
+        windows = [hidden for shard in shards.values() for hidden in shard.hidden]
+        timed("forward", lambda block=block, module=module, own=windows: move_on(stage._decoder, block, module, own))
+        solved: list[list] = []
+        for units in stage.turns():
+            (group,) = {unit.group for unit in units}
+            parts = timed(
+                "statistics",
+                lambda block=block, group=group, solved=solved: [
+                    one.copy() for one in stage.statistics(block, shards, [group], solved)
+                ],
             )
+            width = len(parts[0])
+            timed("add", lambda parts=parts: sum(parts[1:], parts[0].copy()))
+            prepared = timed(f"prepare {width}", lambda group=group, parts=parts: stage.prepare(group, parts))
+            solved.append(
+                [
+                    timed(f"solve {width}", lambda unit=unit, block=block, own=prepared: stage.solve(block, unit, own))
+                    for unit in units
+                ]
+            )
+        results = [one for turn in solved for one in turn]
         stored = timed("assemble", lambda block=block, results=results: stage.assemble(block, None, results))
         timed("advance", lambda block=block, stored=stored: stage.advance(block, stored, shards))
     wall = time.monotonic() - started
@@ -200,9 +209,8 @@ def machine_from(shape: Shape, schedule: Schedule, found: dict, transfer: dict) 
     widths = sorted(set(shape.widths.values()))
     attention = 4 * schedule.length * schedule.tokens * shape.hidden
     forward = 2 * shape.weights * schedule.tokens + attention
-    running = seconds["advance"] - seconds["read"]
     grams = 2 * sum(width**2 for width in shape.widths.values()) * schedule.tokens
-    factors = sum(width**3 * 4 / 3 for width in shape.widths.values())
+    factors = sum(width**3 * 2 / 3 for width in shape.widths.values())
     units = schedule.units(shape)
     first, second = (sum(rows * c**2 for rows, c in units if c == width) for width in widths)
     one, other = (sum(c for _, c in units if c == width) for width in widths)
@@ -212,8 +220,8 @@ def machine_from(shape: Shape, schedule: Schedule, found: dict, transfer: dict) 
     preparing = sum(value for name, value in seconds.items() if name.startswith("prepare"))
     return Machine(
         name="this machine, one thread",
-        forward=forward / running,
-        gram=grams / max(1e-9, seconds["statistics"] - seconds["read"] - running),
+        forward=forward / seconds["forward"],
+        gram=grams / max(1e-9, seconds["statistics"] + seconds["advance"] - seconds["read"] - seconds["forward"]),
         factor=factors / max(1e-9, preparing - seconds["add"]),
         solve=1 / per_operation if per_operation else float("inf"),
         column=column,
@@ -234,7 +242,7 @@ def pages(shape: Shape, schedule: Schedule, found: dict, runs: dict[int, dict], 
     import torch
 
     blocks = found["blocks"]
-    pure = sum(seconds for name, seconds in found["seconds"].items() if name not in ("read", "add")) / blocks
+    pure = sum(seconds for name, seconds in found["seconds"].items() if name not in ("read", "forward", "add")) / blocks
     machine = machine_from(shape, schedule, found, runs[2 if 2 in runs else 1])
     alone = runs[1]["wall"] / blocks
     lines = [
@@ -278,7 +286,7 @@ def pages(shape: Shape, schedule: Schedule, found: dict, runs: dict[int, dict], 
         f" {machine.store / 1e9:.2f} GB/s; {machine.task * 1e3:.1f} ms per task.",
     ]
     one_node = replace(machine, per_node=2, link=float("inf"))
-    large = predict(LLAMA_8B, one_node, Schedule(windows=4, length=256, shards=2, rows=256, workers=2))
+    large = predict(LLAMA_8B, one_node, Schedule(windows=4, length=256, shards=2, rows=512, workers=2))
     lines += [
         "",
         "With the same rates, a block of an 8B model as in `memory_8b.md` (another shape, one node, two workers) is"
@@ -300,7 +308,7 @@ def main() -> None:
     parser.add_argument("--here", nargs=2, metavar=("DIRECTORY", "WORKERS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     shape = Shape("small", asked.blocks, hidden=1024, ffn=2816, key_value=512)
-    schedule = Schedule(windows=asked.windows, length=256, shards=4, rows=256, workers=1)
+    schedule = Schedule(windows=asked.windows, length=256, shards=4, rows=512, workers=1)
     if asked.here:
         directory, workers = Path(asked.here[0]), int(asked.here[1])
         given = replace_workers(schedule, workers)

@@ -51,6 +51,11 @@ class Shape:
         return self.item * self.weights
 
     @property
+    def early_bytes(self) -> int:
+        """Of one block on disk what windows go through before the last input is seen."""
+        return self.item * sum(rows * columns for rows, columns, name in self.linears if name != "down")
+
+    @property
     def gram_bytes(self) -> int:
         """One shard's Grams of one block, or the prepared factors of a block: as many numbers."""
         return FP32 * sum(width**2 for width in self.widths.values())
@@ -128,9 +133,10 @@ class Schedule:
     def units(self, shape: Shape) -> list[tuple[int, int]]:
         """Rows and columns of every solve task of a block."""
         return [
-            (min(self.rows, rows - start), columns)
+            (min(step, rows - start), columns)
             for rows, columns, _ in shape.linears
-            for start in range(0, rows, self.rows)
+            for step in [math.ceil(rows / math.ceil(rows / self.rows))]
+            for start in range(0, rows, step)
         ]
 
 
@@ -157,11 +163,14 @@ class Traffic:
 def traffic(shape: Shape, schedule: Schedule, nodes: int) -> Traffic:
     """The engine's bytes: Grams of every shard, factors on every node, rows to the node that writes the block.
 
-    Spread evenly, as many of the Grams and rows are on the right node already as chance puts there.
+    Rows of all turns but the last go to every node, whose windows go on through them. Spread evenly, as many of the
+    Grams and rows are on the right node already as chance puts there.
     """
     grams, factors, rows = schedule.shards * shape.gram_bytes, shape.gram_bytes, shape.block_bytes
-    elsewhere = 1 - 1 / nodes
-    return Traffic(grams, factors, rows, round((grams + rows) * elsewhere) + factors * (nodes - 1))
+    elsewhere, late = 1 - 1 / nodes, rows - shape.early_bytes
+    return Traffic(
+        grams, factors, rows, round((grams + late) * elsewhere) + (factors + shape.early_bytes) * (nodes - 1)
+    )
 
 
 def least_traffic(shape: Shape, schedule: Schedule, nodes: int) -> int:
@@ -177,40 +186,37 @@ def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str,
     share = schedule.busiest / schedule.shards * slowed
     attention = 4 * schedule.length * schedule.tokens * shape.hidden
     widths = list(shape.widths.values())
-    widest = FP32 * max(widths) ** 2
     elsewhere = 1 - 1 / nodes
     units = schedule.units(shape)
 
-    def one_by_one(total: float, largest: float) -> float:
-        """Tasks of different size, one per input: the largest one, or all on as many workers as there are."""
-        return max(largest, total / min(at_once, len(widths)))
-
-    preparing = [width**3 * (1 / 3 + 1) / machine.factor for width in widths]
+    # Inputs come one after the other, and of each there is one sum and one factor: other workers wait for it.
     adding = schedule.shards * shape.gram_bytes / machine.add
-    adding_widest = schedule.shards * widest / machine.add
-    received = schedule.shards * widest * elsewhere / machine.link
+    received = schedule.shards * shape.gram_bytes * elsewhere / machine.link
     if schedule.tree:  # half as many sums in every round, on all workers at once
         rounds = math.ceil(math.log2(max(2, schedule.shards)))
         adding = max(rounds * shape.gram_bytes / machine.add, adding / at_once)
-        adding_widest = adding * widest / shape.gram_bytes
         received = math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link
     per_unit = sum(FP32 * columns**2 for _, columns in units) / machine.copy
     solving = [rows * columns**2 / machine.solve + columns * machine.column for rows, columns in units]
     tasks = schedule.busiest * len(widths) * slowed + (len(widths) + len(units)) / at_once + 1
     return {
-        "read the checkpoint": 2 * min(workers, machine.per_node) * shape.block_bytes / machine.read * slowed
+        "read the checkpoint": min(workers, machine.per_node)
+        * (2 * shape.block_bytes - shape.early_bytes)
+        / machine.read
+        * slowed
         + (1 + 1 / workers) * shape.block_bytes / machine.read,
-        "forward": (2 * 2 * shape.weights * schedule.tokens + 2 * attention) * share / machine.forward,
+        "forward": (2 * shape.weights * schedule.tokens + attention) * share / machine.forward,
         "Grams": sum(2 * width**2 for width in widths) * schedule.tokens * share / machine.gram,
         "Grams to the store": schedule.busiest * slowed * shape.gram_bytes * (1 / machine.copy + 1 / machine.store),
         "Grams over the network": received,
-        "add up Grams": one_by_one(adding, adding_widest) + widest / machine.copy,
-        "prepare (Cholesky)": one_by_one(sum(preparing), max(preparing)),
-        "factors to every node": one_by_one(shape.gram_bytes, widest) / machine.store
+        "add up Grams": adding + shape.gram_bytes / machine.copy,
+        "prepare (Cholesky)": sum(width**3 * (1 / 3 + 1 / 3) for width in widths) / machine.factor,
+        "factors to every node": shape.gram_bytes / machine.store
         + math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link,
         "factors to the device": per_unit / at_once,
         "solve": max(max(solving), sum(solving) / at_once),  # no faster than the longest unit alone
-        "rows back": shape.block_bytes * (1 / machine.store / at_once + elsewhere / machine.link),
+        "rows to who needs them": shape.block_bytes * (1 / machine.store / at_once + elsewhere / machine.link)
+        + math.ceil(math.log2(nodes)) * shape.early_bytes * elsewhere / machine.link,
         "write the block": shape.block_bytes / machine.write_one,
         "engine, per task": tasks * machine.task,
     }
@@ -263,7 +269,7 @@ def predict(shape: Shape, machine: Machine, schedule: Schedule) -> Prediction:
 LLAMA_8B = Shape("8B", 32, 4096, 14336, 1024)
 LLAMA_70B = Shape("70B", 80, 8192, 28672, 1024)
 LLAMA_405B = Shape("405B", 126, 16384, 53248, 1024)
-RECIPE = Schedule(windows=128, length=2048, shards=4, rows=256, workers=1)
+RECIPE = Schedule(windows=128, length=2048, shards=4, rows=512, workers=1)
 
 # Peaks: NVIDIA's H100 SXM datasheet (dense bf16 989 TFLOP/s, fp32 67 TFLOP/s, PCIe 5 x16 64 GB/s each way, 80 GB).
 # The shares of them that are reached, and all that follows, are assumptions: none was measured on such a machine.
@@ -317,7 +323,7 @@ def table(found: list[Prediction]) -> str:
 def main() -> None:
     """Prints the tables and puts them into the page."""
     texts = [
-        f"As the engine is, units of 256 rows (the default):\n\n{table(cases(256))}",
+        f"As the engine is, units of at most 512 rows (the default):\n\n{table(cases(512))}",
         f"Units of 2,048 rows (`solver.rows: 2048`):\n\n{table(cases(2048))}",
         "Units of 2,048 rows, and every node adding up its own shards first (not built):\n\n"
         f"{table(cases(2048, tree=True))}",

@@ -5,6 +5,7 @@ It knows blocks, shards and units of work, and nothing of pruning: it is handed 
     statistics   every worker runs its shards through the block       one result per shard and input
     prepare      one task per distinct input sums them in shard order  so the sum does not depend on the workers
     solve        one task per unit (a chunk of rows)                   retried by Ray
+                 (these three turn by turn, where statistics depend on what became of earlier units)
     look, refine rounds on request: every worker looks at the result   a task makes a better one of what they saw
     assemble     one task writes the finished block to the store       then it is recorded
 
@@ -75,8 +76,8 @@ class BlockWork(ShardedWork, Protocol):
     def rounds(self) -> int:
         """How often workers look at a block's result to make it better, before it is written."""
 
-    def units(self) -> Sequence[Unit]:
-        """The units of one block."""
+    def turns(self) -> Sequence[Sequence[Unit]]:
+        """The units of one block, turn by turn: statistics see what the turns before have made of the block."""
 
     def open_shard(self, shard: int) -> Any:
         """Activations that enter block 0."""
@@ -84,8 +85,10 @@ class BlockWork(ShardedWork, Protocol):
     def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Any]) -> None:
         """Moves activations through a block, in place; it is None where it is not finished yet."""
 
-    def statistics(self, block: int, shards: Mapping[int, Any], groups: Sequence[str]) -> Iterator[Any]:
-        """Yields shard by shard, and for each shard group by group."""
+    def statistics(
+        self, block: int, shards: Mapping[int, Any], groups: Sequence[str], solved: Sequence[Sequence[Any]]
+    ) -> Iterator[Any]:
+        """Yields shard by shard, and for each shard group by group; `solved` are the turns' results before."""
 
     def prepare(self, group: str, parts: Sequence[Any]) -> Any:
         """Sums the shards' statistics and makes of them what `solve` needs."""
@@ -110,6 +113,20 @@ class RoundedWork(BlockWork, Protocol):
         """One round's step: both of `begin`, anew."""
 
 
+class Solved(Sequence[Any]):
+    """Results of a block's turns; those before the last are fetched by who asks, which is a worker that is new."""
+
+    def __init__(self, earlier: Sequence[Any], last: Sequence[Any]) -> None:
+        self._earlier, self._last = earlier, last
+
+    def __len__(self) -> int:
+        return len(self._earlier) + 1
+
+    def __getitem__(self, turn: Any) -> Any:
+        own = range(len(self))[turn]
+        return self._last if own == len(self._earlier) else ray.get(self._earlier[own])
+
+
 @ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)
 class ShardWorker:
     """Holds the activations of some shards and, while at it, one block."""
@@ -121,11 +138,22 @@ class ShardWorker:
         self.activations: dict[int, Any] = {}
         work.setup()
 
-    def statistics(self, block: int, groups: Sequence[str], finished: Sequence[Stored]) -> Iterator[Any]:
-        """Statistics of the inputs of one block, after catching up to it."""
+    def statistics(
+        self, block: int, groups: Sequence[str], finished: Sequence[Stored], earlier: Sequence[Any], *last: Any
+    ) -> Iterator[Any]:
+        """Statistics of some inputs of one block, after catching up to it.
+
+        Args:
+            block: which one.
+            groups: the inputs.
+            finished: blocks that are.
+            earlier: references to the results of the turns before the last one.
+            last: results of the last turn, if there was any.
+        """
         self._catch_up(block, finished)
+        solved = Solved(earlier, last) if last else ()
         with giving_back():
-            yield from self.work.statistics(block, self.activations, groups)
+            yield from self.work.statistics(block, self.activations, groups, solved)
 
     def look(self, block: int, number: int, seen: Any, finished: Sequence[Stored]) -> Iterator[Any]:
         """A round's look at the result so far of one block, after catching up to it."""
@@ -289,7 +317,7 @@ def _attempt(
     ]
     for _ in workers:
         warm_up.options(**resources).remote(shared)
-    units = work.units()
+    turns = work.turns()
     at_work: list[Any] = []
     try:
         while len(blocks) < work.block_count:
@@ -297,7 +325,7 @@ def _attempt(
                 raise Cancelled(f"stopped after block {len(blocks)} of {work.block_count}")
             block = len(blocks)
             while len(at_work) < min(work.lookahead, work.block_count - block):
-                at_work.append(_written(work, shared, workers, block + len(at_work), units, list(blocks), resources))
+                at_work.append(_written(work, shared, workers, block + len(at_work), turns, list(blocks), resources))
             note(block, awaited(at_work.pop(0), group, spec, f"block {block} of {work.block_count}"))
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
@@ -339,14 +367,19 @@ def _written(
     shared: Any,
     workers: Sequence[Any],
     block: int,
-    units: Sequence[Unit],
+    turns: Sequence[Sequence[Unit]],
     finished: Sequence[Stored],
     resources: dict[str, Any],
 ) -> Any:
     """A reference to one block's file; all that leads to it is lined up at once."""
-    groups = sorted({unit.group for unit in units if unit.group is not None})
-    prepared = _prepared(work, shared, workers, block, groups, finished, resources)
-    results = [solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units]
+    solved: list[list[Any]] = []
+    for units in turns:
+        groups = sorted({unit.group for unit in units if unit.group is not None})
+        prepared = _prepared(work, shared, workers, block, groups, finished, solved, resources)
+        solved.append(
+            [solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units]
+        )
+    results = list(itertools.chain.from_iterable(solved))
     refined = None
     if work.rounds:
         refined = _refined(cast(RoundedWork, work), shared, workers, block, results, finished, resources)
@@ -360,12 +393,23 @@ def _prepared(
     block: int,
     groups: Sequence[str],
     finished: Sequence[Stored],
+    solved: Sequence[Sequence[Any]],
     resources: dict[str, Any],
 ) -> dict[str | None, Any]:
     """References to what `solve` needs, one per distinct input; a Gram goes to a node once, not once per task."""
     if not groups:
         return {}
-    parts = _from_shards(work, workers, len(groups), lambda one: one.statistics, block, groups, finished)
+    parts = _from_shards(
+        work,
+        workers,
+        len(groups),
+        lambda one: one.statistics,
+        block,
+        groups,
+        finished,
+        solved[:-1],
+        *(solved[-1] if solved else ()),
+    )
     return {
         name: prepare.options(**resources).remote(shared, name, *parts[number :: len(groups)])
         for number, name in enumerate(groups)

@@ -63,7 +63,7 @@ def sentences(job: Job) -> Iterator[str]:
     kept = f", kept for gradients {memory.boundaries / GIB:.2f}" if memory.boundaries else ""
     yield (
         f"Memory of a worker: {memory.peak / GIB:.2f} GiB at most (two blocks {2 * memory.block / GIB:.2f}, "
-        f"activations {memory.activations / GIB:.2f}, statistics {memory.grams / GIB:.2f}{kept})."
+        f"activations {(memory.activations + memory.halted) / GIB:.2f}, statistics {memory.grams / GIB:.2f}{kept})."
     )
     usage = expected.usage
     yield (

@@ -1,18 +1,22 @@
 """What one pruning stage does to a block: the engine's `BlockWork`, made of the pure functions of the rooms."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from cluster.storage import Stored, open_store
 from workflows.models.blocks import Blocks
 from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
+from workflows.models.expert_names import place_of
 from workflows.models.families import Family, family_of
+from workflows.models.passes import Pass, halting, replace
 from workflows.models.state import ModelState
 from workflows.observing import Observing, inputs_of, move_on, summed
 from workflows.passing import OwnStates
@@ -38,6 +42,36 @@ class RowChunk:
     group: str | None
 
 
+def chunks(rows: int, most: int, tile: int = 1) -> list[tuple[int, int]]:
+    """Bounds of as few chunks of rows as may be, of about one size.
+
+    Args:
+        rows: of a linear.
+        most: rows of a chunk, a multiple of `tile`.
+        tile: of so many rows each chunk has a multiple.
+    """
+    even = math.ceil(rows / math.ceil(rows / most))
+    step = math.ceil(even / tile) * tile
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@dataclass
+class Halted:
+    """Windows within a block, some of whose linears are pruned.
+
+    Attributes:
+        block: its number.
+        turns: how many turns' statistics the windows gave.
+        module: the block; it is one for all shards of a worker.
+        passes: one per window.
+    """
+
+    block: int
+    turns: int
+    module: nn.Module
+    passes: list[Pass]
+
+
 @dataclass
 class Shard:
     """Activations of some calibration windows.
@@ -45,11 +79,13 @@ class Shard:
     Attributes:
         hidden: what enters the block at hand, [1, length, width] per window.
         wanted: what the dense model gives after `dense_blocks` blocks; empty when nobody asks for it.
+        halted: the same windows on their way through the block.
     """
 
     hidden: list[torch.Tensor]
     wanted: list[torch.Tensor]
     dense_blocks: int = 0
+    halted: Halted | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -92,11 +128,25 @@ class PruneStage(Observing):
                 RowChunk(one.name, 0, one.rows, one.group) for one in linears if one.name == self._family.ffn_output
             ]
         needs_data = self._statistic != "none"
+        tile = patterns.parse(self.pattern).tile
         return [
-            RowChunk(one.name, start, min(start + self.solver.rows, one.rows), one.group if needs_data else None)
+            RowChunk(one.name, start, stop, one.group if needs_data else None)
             for one in linears
-            for start in range(0, one.rows, self.solver.rows)
+            for start, stop in chunks(one.rows, self.solver.rows, tile)
         ]
+
+    def turns(self) -> list[list[RowChunk]]:
+        """Units whose linears read the same input together, in the order in which the block uses them.
+
+        So whatever a linear reads comes from what is pruned already.
+        """
+        if self.pattern == "ffn" or self._statistic == "none":
+            return [self.units()]
+        found: dict[str, list[RowChunk]] = {}
+        for unit in self.units():
+            assert unit.group is not None
+            found.setdefault(place_of(unit.group), []).append(unit)
+        return list(found.values())
 
     @torch.no_grad()
     def open_shard(self, shard: int) -> Shard:
@@ -108,10 +158,23 @@ class PruneStage(Observing):
     def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Shard]) -> None:
         """Replaces each window's hidden states by what the finished block makes of them."""
         assert finished is not None
-        tensors = read_block_file(open_store(self.before.store), finished.key, self.before.prefix(block))
-        module = self._finished_decoder.block(block, tensors)
-        for shard in shards.values():
-            move_on(self._finished_decoder, block, module, shard.hidden)
+        halted = self._halted(block, len(self._turns), shards)
+        last = {f"{unit.linear}.weight" for unit in self._turns[-1]}
+        tensors = read_block_file(
+            open_store(self.before.store),
+            finished.key,
+            self.before.prefix(block),
+            last.__contains__ if halted else lambda name: True,
+        )
+        if halted:
+            replace(halted[0].module, dict(tensors))
+            for shard, own in zip(shards.values(), halted, strict=True):
+                for window, one in enumerate(own.passes):
+                    shard.hidden[window] = one.finish()
+        else:
+            module = self._finished_decoder.block(block, tensors)
+            for shard in shards.values():
+                move_on(self._finished_decoder, block, module, shard.hidden)
         self._want(block, shards)
 
     @torch.no_grad()
@@ -125,18 +188,57 @@ class PruneStage(Observing):
             move_on(self._dense_decoder, block, module, shard.wanted)
             shard.dense_blocks += 1
 
-    def statistics(self, block: int, shards: Mapping[int, Shard], groups: Sequence[str]) -> Iterator[np.ndarray]:
-        """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group."""
-        return inputs_of(
-            self._decoder,
-            block,
-            self._decoder.block(block),
-            [shard.hidden for shard in shards.values()],
+    @torch.no_grad()
+    def statistics(
+        self, block: int, shards: Mapping[int, Shard], groups: Sequence[str], solved: Sequence[Sequence[Any]] = ()
+    ) -> Iterator[np.ndarray]:
+        """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group.
+
+        Windows go on from where the turn before left them, or through the whole block if this process does not hold
+        them there.
+        """
+        halted = self._halted(block, len(solved), shards)
+        if halted:
+            replace(halted[0].module, self._changed(block, solved[-1]))
+        else:
+            halted = self._begun(block, shards)
+            for results in solved:
+                replace(halted[0].module, self._changed(block, results))
+        yield from inputs_of(
+            halted[0].module,
+            [one.passes for one in halted],
             groups,
             self._choices,
             weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
+        if self._passes_are_kept or len(solved) + 1 < len(self._turns):
+            for shard, one in zip(shards.values(), halted, strict=True):
+                one.turns = len(solved) + 1
+                shard.halted = one
+
+    def _begun(self, block: int, shards: Mapping[int, Shard]) -> list[Halted]:
+        """All windows about to enter a block."""
+        module = halting(self._decoder.block(block), {unit.group for unit in self.units() if unit.group})
+        return [
+            Halted(
+                block, 0, module, [Pass(partial(self._decoder.run, block, module, hidden)) for hidden in shard.hidden]
+            )
+            for shard in shards.values()
+        ]
+
+    def _halted(self, block: int, turns: int, shards: Mapping[int, Shard]) -> list[Halted]:
+        """All windows, if they wait within a block after some turns; taken from their shards."""
+        held = [shard.halted for shard in shards.values()]
+        for shard in shards.values():
+            shard.halted = None
+        there = [one for one in held if one and (one.block, one.turns) == (block, turns)]
+        return there if len(there) == len(held) else []
+
+    @property
+    def _passes_are_kept(self) -> bool:
+        """Whether the last turn's results are all that becomes of a block, so that windows need only go on."""
+        return self.recovery is None and self.pattern != "ffn"
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
@@ -225,6 +327,10 @@ class PruneStage(Observing):
             block, lambda name: name.rpartition(".")[0] in self._family.ffn_inputs
         )
         return {name: one[kept] for name, one in inputs} | {f"{self._family.ffn_output}.weight": repaired}
+
+    @cached_property
+    def _turns(self) -> list[list[RowChunk]]:
+        return self.turns()
 
     @property
     def _family(self) -> Family:

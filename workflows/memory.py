@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.freed import KEPT
 from cluster.spec import ClusterSpec
 from workflows.models.experts import prunable
 from workflows.models.families import Family, family_of
@@ -15,7 +16,7 @@ from workflows.pruning.solvers import statistic_for
 from workflows.recipe import Recipe
 
 GIB = 1 << 30
-KEPT = 16 << 20  # bytes that are free, and go back when a piece of work is done; see `cluster.freed`
+GAPS = 128 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class WorkerMemory:
         block: one block's weights in the type it is run in.
         activations: hidden states of the worker's shards; twice where block recovery keeps the dense model's beside
             them, or scoring what the block at hand made of them.
+        halted: what windows within a block keep while linears before them are pruned: what the down projection will
+            read, or queries, keys, values and what attention made of them.
         grams: statistics of one block, one per distinct input.
         gradients: of one block's weights, for block recovery; when they are made, the statistics are gone.
         boundaries: what enters each block, kept for the way back of a gradient pass; more than that is spilled.
@@ -33,14 +36,20 @@ class WorkerMemory:
 
     block: int
     activations: int
+    halted: int
     grams: int
     gradients: int
     boundaries: int
 
     @property
     def peak(self) -> int:
-        """A block, the next one on its way in, the activations, what the hungriest step holds besides, and a rest."""
-        return 2 * self.block + self.activations + max(self.grams, self.gradients, self.boundaries) + KEPT
+        """A block, the next one on its way in, the activations, what the hungriest step holds besides.
+
+        And as much again, up to what a process may keep free, and some at least: pieces of many sizes leave gaps.
+        """
+        held = max(self.grams + self.halted, self.gradients, self.boundaries)
+        used = 2 * self.block + self.activations + held
+        return used + min(max(used, GAPS), KEPT)
 
 
 def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) -> WorkerMemory:
@@ -62,12 +71,24 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
     return WorkerMemory(
         block=item * parameters,
         activations=(2 if recipe.recovery or recipe.needs_scores else 1) * hidden,
+        halted=hidden * _halted_widths(block, config) // int(config["hidden_size"])
+        if recipe.propagate == "pruned" and recipe.target.pattern != "ffn"
+        else 0,
         grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe, family_of(config))),
         gradients=4 * parameters if recipe.recovery else 0,
         boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"]))
         if recipe.needs_gradients
         else 0,
     )
+
+
+def _halted_widths(block: nn.Module, config: dict[str, Any]) -> int:
+    """Numbers that a window keeps per token within a block, at most."""
+    hidden = int(config["hidden_size"])
+    inputs = {name: one.in_features for name, one in prunable(block).items()}
+    chosen = int(config.get("num_experts_per_tok") or 1)
+    widest = max(width * (chosen if ".experts." in name else 1) for name, width in inputs.items())
+    return max(hidden + widest, 4 * hidden)
 
 
 def input_widths(block: nn.Module, recipe: Recipe, family: Family) -> list[int]:

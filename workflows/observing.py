@@ -1,9 +1,8 @@
 """What a block's linears read: Grams of their inputs, gathered while calibration windows go through the block."""
 
-from collections.abc import Collection, Iterator, MutableSequence, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from workflows.calibrated import Calibrated
 from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
 from workflows.models.expert_names import same_kind
-from workflows.models.experts import Expert
+from workflows.models.passes import Pass
 from workflows.scoring.gram import add_inputs, mirror
 from workflows.scoring.shrinkage import shrink
 from workflows.scoring.token_weights import token_weights, weighed
@@ -39,6 +38,10 @@ class Observing(Calibrated):
         windows = weights.flatten().split([len(tokens) for tokens in self._tokens])
         return [[windows[window] for window in self._of_shard(shard)] for shard in shards]
 
+    def units(self) -> list[Any]:
+        """What is done to a block, see `cluster.layerwise.Unit`."""
+        raise NotImplementedError
+
     @property
     def _only_diagonal(self) -> bool:
         """Whether diagonals of Grams are enough."""
@@ -50,79 +53,55 @@ class Observing(Calibrated):
         return self.token_count * int(self.before.config.get("num_experts_per_tok", 0))
 
 
-class AllSeen(Exception):
-    """Ends a block's forward pass."""
-
-
 @torch.no_grad()
 def inputs_of(
-    decoder: Blocks,
-    block: int,
     module: nn.Module,
-    shards: Sequence[MutableSequence[torch.Tensor]],
+    shards: Sequence[Iterable[Pass]],
     groups: Sequence[str],
     choices: int,
     *,
     weights: Sequence[Sequence[torch.Tensor] | None],
     only_diagonal: bool,
-    moving: bool = False,
 ) -> Iterator[np.ndarray]:
     """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), shard by shard and group by group.
 
     Args:
-        decoder: runs the block.
-        block: its number.
-        module: the block itself.
-        shards: hidden states that enter the block, [1, length, width] per window.
+        module: a block that halts where the linears read.
+        shards: each shard's windows on their way through the block; they go on until the last of the linears reads.
         groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
         choices: how often an expert of the block is chosen in all shards together; Grams of experts are shrunk.
         weights: how much tokens count, for each shard and window [length]; None: all the same.
         only_diagonal: whether diagonals are enough.
-        moving: replace each window's hidden states by what the block makes of them; else the pass through the block
-            ends with the last input that is looked at.
     """
     linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
     sums = {
-        name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=decoder.device)
+        name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=linear.weight.device)
         for name, linear in linears.items()
     }
-
-    def observe(name: str, inputs: torch.Tensor) -> None:
-        if weight is not None:
-            reader = module.get_submodule(name.rpartition(".")[0])
-            inputs = weighed(inputs, weight[reader.tokens] if isinstance(reader, Expert) else weight)
-        if only_diagonal:
-            sums[name] += inputs.flatten(0, -2).float().square().sum(0)
-        else:
-            add_inputs(sums[name], inputs)
-        left.discard(name)
-        if not left and not moving:
-            raise AllSeen
-
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
-        for name, linear in linears.items()
-    ]
-    try:
-        for windows, own in zip(shards, weights, strict=True):
+    for passes, own in zip(shards, weights, strict=True):
+        for total in sums.values():
+            total.zero_()
+        for number, one in enumerate(passes):
+            left = set(groups)
+            while left:
+                name, inputs, tokens = next(one)
+                if name not in left:
+                    continue
+                if own is not None:
+                    inputs = weighed(inputs, own[number] if tokens is None else own[number][tokens])
+                if only_diagonal:
+                    sums[name] += inputs.flatten(0, -2).float().square().sum(0)
+                else:
+                    add_inputs(sums[name], inputs)
+                left.discard(name)
+            del inputs  # the pass lets go of it before this loop would
+        if not only_diagonal:
             for total in sums.values():
-                total.zero_()
-            for number, hidden in enumerate(windows):
-                left, weight = set(groups), None if own is None else own[number]
-                with suppress(AllSeen):
-                    output = decoder.run(block, module, hidden)
-                    if moving:
-                        windows[number] = output
-            if not only_diagonal:
-                for total in sums.values():
-                    mirror(total)
-            for kind in same_kind(groups):
-                shrink([sums[name] for name in kind], choices)
-            for name in groups:
-                yield sums[name].cpu().numpy()
-    finally:
-        for hook in hooks:
-            hook.remove()
+                mirror(total)
+        for kind in same_kind(groups):
+            shrink([sums[name] for name in kind], choices)
+        for name in groups:
+            yield sums[name].cpu().numpy()
 
 
 def summed(parts: Sequence[np.ndarray]) -> torch.Tensor:

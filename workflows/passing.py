@@ -5,11 +5,14 @@ No block waits for what becomes of the one before, so several are at work at onc
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from cluster.storage import Stored
+from workflows.models.passes import Pass, halting
 from workflows.observing import Observing, inputs_of, move_on
 
 
@@ -30,6 +33,10 @@ class OwnStates(Observing):
         """Blocks at work at once: one is looked at, one is solved, one is written."""
         return 3
 
+    def turns(self) -> list[list[Any]]:
+        """All units in one: nobody's statistics wait for what becomes of others."""
+        return [self.units()]
+
     @torch.no_grad()
     def open_shard(self, shard: int) -> Passing:
         """The shard's windows as they enter block 0."""
@@ -45,19 +52,26 @@ class OwnStates(Observing):
             else:
                 shard.hidden, shard.after = shard.after or [], None
 
-    def statistics(self, block: int, shards: Mapping[int, Passing], groups: Sequence[str]) -> Iterator[np.ndarray]:
+    def statistics(
+        self, block: int, shards: Mapping[int, Passing], groups: Sequence[str], solved: Sequence[Sequence[Any]] = ()
+    ) -> Iterator[np.ndarray]:
         """Grams [in, in] fp32, or their diagonals [in] where that is enough, shard by shard and group by group."""
-        moving = [list(shard.hidden) for shard in shards.values()]
+        module = halting(self._decoder.block(block), groups)
+        moved: list[list[torch.Tensor]] = [[] for _ in shards]
+
+        def passes(hidden: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> Iterator[Pass]:
+            for one in hidden:
+                own = Pass(partial(self._decoder.run, block, module, one))
+                yield own
+                outputs.append(own.finish())
+
         yield from inputs_of(
-            self._decoder,
-            block,
-            self._decoder.block(block),
-            moving,
+            module,
+            [passes(shard.hidden, outputs) for shard, outputs in zip(shards.values(), moved, strict=True)],
             groups,
             self._choices,
             weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
-            moving=True,
         )
-        for shard, windows in zip(shards.values(), moving, strict=True):
-            shard.after = windows
+        for shard, outputs in zip(shards.values(), moved, strict=True):
+            shard.after = outputs

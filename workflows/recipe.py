@@ -182,7 +182,7 @@ class Solver(Strict):
         0, description="Rounds of exchanging kept and pruned weights, then refitting, where that lowers a row's error."
     )
     rows: Positive = Field(
-        1024, description="Rows of a matrix that one solve task takes; fewer make more tasks, each row dearer."
+        512, description="Most rows of a matrix that one solve task takes; fewer make more tasks, each row dearer."
     )
 
     @property

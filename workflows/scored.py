@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from cluster.storage import Stored, open_store
-from workflows.blockwork import RowChunk
+from workflows.blockwork import RowChunk, chunks
 from workflows.gradient_files import read_gammas
 from workflows.level_files import level_file
 from workflows.models.checkpoint import Checkpoint
@@ -115,11 +115,10 @@ class ScoreStage(OwnStates):
     def units(self) -> list[WholeLinear | RowChunk]:
         """Every linear as a whole to be scored, and in chunks of rows to be pruned."""
         linears = self._decoder.linears(0)
-        step = self.solver.rows
         return [WholeLinear(one.name, one.group) for one in linears] + [
-            RowChunk(one.name, start, min(start + step, one.rows), one.group)
-            for one in linears
-            for start in range(0, one.rows if self.levels else 0, step)
+            RowChunk(one.name, start, stop, one.group)
+            for one in (linears if self.levels else ())
+            for start, stop in chunks(one.rows, self.solver.rows)
         ]
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

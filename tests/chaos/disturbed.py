@@ -49,9 +49,9 @@ class Disturbed(PruneStage):
         self.piece("advance", block, str(min(shards, default="")))
         super().advance(block, finished, shards)
 
-    def statistics(self, block, shards, groups):
-        self.piece("statistics", block, str(min(shards, default="")))
-        yield from super().statistics(block, shards, groups)
+    def statistics(self, block, shards, groups, solved=()):
+        self.piece("statistics", block, f"{min(shards, default='')}, turn {len(solved)}")
+        yield from super().statistics(block, shards, groups, solved)
 
     def prepare(self, group, parts):
         self.piece("prepare", 0, group)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from models_for_tests import write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from cluster.storage import open_store
-from workflows.blockwork import DensePruneStage, PruneStage
+from workflows.blockwork import DensePruneStage, PruneStage, chunks
 from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
@@ -24,6 +26,7 @@ from workflows.recipe import Solver
 from workflows.scoring.gram import add_inputs, damped, mirror
 
 LENGTH, WINDOWS, SHARDS, ROWS = 32, 6, 3, 24
+LEADERS = ("o_proj", "gate_proj", "down_proj")  # the first to read an input that linears before them change
 
 
 def make_stage(
@@ -59,14 +62,16 @@ def make_stage(
 def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
     """What the engine does, in one process: statistics per shard, prepare, solve, assemble, advance."""
     stage.setup()
-    units = stage.units()
-    groups = sorted({unit.group for unit in units if unit.group})
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     blocks = []
     for block in range(stage.block_count):
-        parts = [part.copy() for part in stage.statistics(block, shards, groups)] if groups else []
-        prepared = {name: stage.prepare(name, parts[i :: len(groups)]) for i, name in enumerate(groups)}
-        results = [stage.solve(block, unit, prepared.get(unit.group)) for unit in units]
+        solved = []
+        for units in stage.turns():
+            groups = sorted({unit.group for unit in units if unit.group})
+            parts = [part.copy() for part in stage.statistics(block, shards, groups, solved)] if groups else []
+            prepared = {name: stage.prepare(name, parts[i :: len(groups)]) for i, name in enumerate(groups)}
+            solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
+        results = [one for turn in solved for one in turn]
         stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
         stage.advance(block, stored, shards)
         blocks.append(safetensors.torch.load(open_store(stage.before.store).get(stored.key)))
@@ -83,11 +88,10 @@ def refined(stage: PruneStage, block: int, results: list, shards: dict) -> dict[
 
 @torch.inference_mode()
 def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
-    """The same on a whole model in memory: transformers' own forward, plain loops, no streaming."""
+    """The same on a whole model in memory: transformers' own forward, plain loops, no streaming, each input anew."""
     model = AutoModelForCausalLM.from_pretrained(stage.before.source, dtype=torch.float32, attn_implementation="sdpa")
-    blocks = []
-    for index, layer in enumerate(model.model.layers):
-        linears = {name: one for name, one in layer.named_modules() if isinstance(one, torch.nn.Linear)}
+
+    def grams_of(linears: dict[str, torch.nn.Linear]) -> dict[str, torch.Tensor]:
         grams = {name: torch.zeros(one.in_features, one.in_features) for name, one in linears.items()}
         hooks = [
             one.register_forward_pre_hook(lambda _, args, gram=grams[name]: add_inputs(gram, args[0]))
@@ -99,6 +103,12 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
             hook.remove()
         for gram in grams.values():
             mirror(gram)
+        return grams
+
+    blocks = []
+    for index, layer in enumerate(model.model.layers):
+        linears = {name: one for name, one in layer.named_modules() if isinstance(one, torch.nn.Linear)}
+        grams = grams_of(linears)
         dense = {name: one.weight.data for name, one in linears.items()}
         if stage.pattern == "ffn":
             keep = stage.config["intermediate_size"]
@@ -110,9 +120,12 @@ def reference(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
         else:
             solver = SOLVERS[stage.solver.name]
             for name, one in linears.items():
+                if not isinstance(stage, DensePruneStage) and name.endswith(LEADERS):
+                    grams |= grams_of(linears)  # behind what is pruned by now
                 statistic = grams[name].diagonal() if solver.statistic == "diagonal" else grams[name]
                 prepared = solver.prepare(statistic, stage.solver.damping)
-                rows = one.weight.data.split(stage.solver.rows)
+                bounds = chunks(len(one.weight), stage.solver.rows, parse(stage.pattern).tile)
+                rows = one.weight.data.split([stop - start for start, stop in bounds])
                 solved = [solver.solve(chunk, prepared, stage.pattern, stage.sparsity) for chunk in rows]
                 if steps := stage.solver.refit:
                     hessian = damped(grams[name], stage.solver.damping)
@@ -158,6 +171,17 @@ def test_propagating_the_dense_states_equals_the_reference_too(tmp_path, pattern
     for ours, theirs in zip(streamed(stage), reference(stage), strict=True):
         for name in ours:
             assert torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-3), name
+
+
+@given(st.integers(1, 400), st.integers(1, 12), st.integers(1, 8))
+def test_chunks_are_few_and_alike_and_whole_tiles(rows, tiles, tile):
+    found = chunks(rows, tiles * tile, tile)
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+    assert found[-1][1] == rows
+    sizes = [stop - start for start, stop in found]
+    assert len(found) == -(-rows // (tiles * tile))
+    assert all(size % tile == 0 for size in sizes[:-1])
+    assert max(sizes) <= tiles * tile
 
 
 @pytest.mark.parametrize("steps", [0, 5])

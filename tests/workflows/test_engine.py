@@ -27,10 +27,10 @@ class KilledEverywhere(PruneStage):
             (self.died / moment).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def statistics(self, block, shards, groups):
-        for number, part in enumerate(super().statistics(block, shards, groups)):
-            if block == 1 and number == 1:
-                self._die_once("statistics")
+    def statistics(self, block, shards, groups, solved=()):
+        for number, part in enumerate(super().statistics(block, shards, groups, solved)):
+            if block == 1 and number == 1 and len(solved) in (0, 3):
+                self._die_once(f"statistics of turn {len(solved)}")
             yield part
 
     def prepare(self, group, parts):
@@ -124,7 +124,7 @@ def test_same_bytes_where_blocks_do_not_wait_for_each_other(dense_states, tmp_pa
     killed = KilledWithDenseStates(**stage.__getstate__())
     killed.died = tmp_path
     assert hashes(run(killed, 4)) == expected
-    assert {one.name for one in tmp_path.iterdir()} == {"statistics", "prepare", "solve", "assemble"}
+    assert {one.name for one in tmp_path.iterdir()} == {"statistics of turn 0", "prepare", "solve", "assemble"}
 
 
 def test_a_run_whose_blocks_do_not_wait_goes_on_after_the_last_recorded_one(dense_states):
@@ -149,7 +149,11 @@ def test_same_bytes_when_processes_are_killed_within_blocks(stage, undisturbed, 
     killed = KilledEverywhere(**stage.__getstate__())
     killed.died = tmp_path
     assert hashes(run(killed, 2)) == undisturbed
-    assert {one.name for one in tmp_path.iterdir()} == {"statistics", "prepare", "solve", "assemble"}
+    assert {one.name for one in tmp_path.iterdir()} == {f"statistics of turn {number}" for number in (0, 3)} | {
+        "prepare",
+        "solve",
+        "assemble",
+    }
 
 
 def test_a_stopped_run_goes_on_after_the_last_recorded_block(stage, undisturbed):

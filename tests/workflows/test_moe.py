@@ -113,7 +113,12 @@ def test_every_experts_matrices_are_listed_and_no_router(tmp_path, family):
     attention = [f"self_attn.{name}_proj" for name in "qkvo"]
     shared = [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")] if family == "qwen2_moe" else []
     mixture, gate, up, down = NAMES[family]
-    experts = [f"{mixture}.experts.{number}.{part}" for number in range(EXPERTS) for part in (gate, up, down)]
+    experts = [
+        f"{mixture}.experts.{number}.{part}"
+        for own in ((gate, up), (down,))
+        for number in range(EXPERTS)
+        for part in own
+    ]
     assert list(linears) == [*attention, *shared, *experts]
     for number in range(EXPERTS):
         own = f"{mixture}.experts.{number}."

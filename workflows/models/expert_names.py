@@ -52,12 +52,17 @@ def share_of_tokens(name: str, config: Mapping[str, Any]) -> float:
     return config["num_experts_per_tok"] / expert_count(config) if ".experts." in name else 1.0
 
 
+def place_of(linear: str) -> str:
+    """The place of a linear in its block: its name, and for an expert's that of all experts' alike."""
+    return EXPERT_INPUT.sub(r"\1*\2", linear)
+
+
 def same_kind(inputs: Iterable[str]) -> list[list[str]]:
     """Those of a block's inputs that enter experts, one list for each place within an expert, else as they come."""
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for name in inputs:
-        if found := EXPERT_INPUT.fullmatch(name):
-            kinds.setdefault((found[1], found[2]), []).append(name)
+        if place_of(name) != name:
+            kinds.setdefault(place_of(name), []).append(name)
     return list(kinds.values())
 
 

@@ -2,10 +2,12 @@
 
 transformers runs a block's experts from two fused tensors, inside of one module: there is nothing to observe, to take
 gradients of or to put weights into expert by expert. Here each expert is three linears under the names that files have
-for them, and the mixture runs one expert after the other, as transformers' own `eager` implementation does.
+for them. Place by place all experts are used one after the other: what they read is there before the first is used,
+so experts can be looked at, and replaced, together.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +15,36 @@ from torch import Tensor, nn
 from workflows.models.expert_names import MIXTURES, ExpertNames, is_router
 
 
+class Entrance(nn.Module):
+    """What an expert's linears read comes by here."""
+
+    def forward(self, inputs: Tensor, tokens: Tensor) -> Tensor:
+        """The inputs [tokens, in], unchanged; `tokens` are their places among all tokens that entered the block."""
+        return inputs
+
+
 class Expert(nn.Module):
-    """One gated MLP: down(act(gate(x)) · up(x)).
-
-    Attributes:
-        tokens: which of the tokens that entered the block it was given last, for who observes it.
-    """
-
-    tokens: Tensor
+    """One gated MLP: down(act(gate(x)) · up(x))."""
 
     def __init__(self, width: int, inner: int, act: nn.Module, names: ExpertNames, dtype: torch.dtype) -> None:
         super().__init__()
         self._names = names
         self.act_fn = act
+        self.outer, self.within = Entrance(), Entrance()
         for name, columns, rows in ((names.gate, width, inner), (names.up, width, inner), (names.down, inner, width)):
             self.add_module(name, nn.Linear(columns, rows, bias=False, device="meta", dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[tokens, width] → the same shape."""
-        gate, up, down = (self.get_submodule(name) for name in self._names[1:])
-        return down(self.act_fn(gate(x)) * up(x))
+    def entrance(self, linear: str) -> Entrance:
+        """Where the input of a linear comes by."""
+        return self.within if linear == self._names.down else self.outer
+
+    def inner(self, x: Tensor) -> Tensor:
+        """[tokens, width] → [tokens, inner], what `down` reads."""
+        return self.act_fn(self.get_submodule(self._names.gate)(x)) * self.get_submodule(self._names.up)(x)
+
+    def down(self, x: Tensor) -> Tensor:
+        """[tokens, inner] → [tokens, width]."""
+        return self.get_submodule(self._names.down)(x)
 
 
 class Experts(nn.ModuleList):
@@ -55,12 +67,16 @@ class Experts(nn.ModuleList):
             chosen: [tokens, choices], numbers of experts.
             weights: [tokens, choices].
         """
+        experts = cast(Iterable[Expert], self)
+        places = self._places(chosen)
+        tokens = [own // chosen.shape[1] for own in places]
+        inner = [expert.outer(hidden[own], own) for expert, own in zip(experts, tokens, strict=True)]
+        inner = [expert.inner(one) for expert, one in zip(experts, inner, strict=True)]
+        inner = [expert.within(one, own) for expert, one, own in zip(experts, inner, tokens, strict=True)]
         output = torch.zeros_like(hidden)
-        for expert, places in zip(self, self._places(chosen), strict=True):
-            tokens = places // chosen.shape[1]
-            expert.tokens = tokens
-            own = expert(hidden[tokens]) * weights.flatten()[places, None]
-            output.index_add_(0, tokens, own.to(output.dtype))
+        for number, expert in enumerate(experts):
+            own = expert.down(inner[number]) * weights.flatten()[places[number], None]
+            output.index_add_(0, tokens[number], own.to(output.dtype))
         return output
 
     def _places(self, chosen: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from workflows.pruning.patterns import Group, keep_mask_by_count, lowest_in_grou
 from workflows.scoring.gram import full_precision, inverse_factor
 
 BLOCK_COLUMNS = 128
+PIECE_COLUMNS = 16  # within a block: how far a column's error is repaired at once, column by column
 
 
 class SparseGPT:
@@ -93,15 +94,20 @@ def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, 
     dropped = was_zero.clone()
     if not by_group:
         dropped |= ~keep_mask_by_count(_scores(block, steps, was_zero), group, count)
-    errors = torch.empty_like(block)
-    for i in range(width):
-        if by_group and i % group.size == 0:
-            own = slice(i, i + group.size)
-            dropped[:, own] |= lowest_in_groups(_scores(block[:, own], steps[own], was_zero[:, own]), group)
-        errors[:, i] = block[:, i] * dropped[:, i] / steps[i]
-        block[:, i + 1 :].addr_(errors[:, i], factor[i, i + 1 :], alpha=-1)
-    block.masked_fill_(dropped, 0)
-    return errors
+    columns, gone = block.T.contiguous(), dropped.T.contiguous()  # all steps go along a column
+    errors = torch.empty_like(columns)
+    piece = max(PIECE_COLUMNS // group.size, 1) * group.size
+    for start in range(0, width, piece):
+        stop = min(start + piece, width)
+        for i in range(start, stop):
+            if by_group and i % group.size == 0:
+                own = slice(i, i + group.size)
+                gone[own] |= lowest_in_groups(_scores(columns[own].T, steps[own], was_zero[:, own]), group).T
+            torch.mul(columns[i], gone[i], out=errors[i]).div_(steps[i])
+            columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i], alpha=-1)
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors[start:stop], alpha=-1)
+    block.copy_(columns.masked_fill_(gone, 0).T)
+    return errors.T
 
 
 def _scores(weight: Tensor, steps: Tensor, was_zero: Tensor) -> Tensor:
