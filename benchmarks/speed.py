@@ -41,8 +41,9 @@ from cluster.layerwise import run_blocks
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
-from workflows.blockwork import PruneStage, Shard
+from workflows.blockwork import PruneStage
 from workflows.data.windows import to_parquet
+from workflows.following import Shard
 from workflows.models.source import load_tokenizer, resolve_source
 from workflows.models.state import ModelState
 

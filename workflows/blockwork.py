@@ -3,27 +3,22 @@
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from cluster.storage import Stored, open_store
-from workflows.models.blocks import Blocks
-from workflows.models.checkpoint import Checkpoint, block_file, read_block_file
-from workflows.models.expert_names import place_of
+from workflows.following import PrunedStates, Shard
+from workflows.models.checkpoint import Checkpoint, block_file
 from workflows.models.families import Family, family_of
-from workflows.models.passes import Pass, halting, replace
-from workflows.models.state import ModelState
-from workflows.observing import Observing, inputs_of, move_on, summed
+from workflows.observing import summed
 from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.rows import prune_rows
 from workflows.pruning.solvers import SOLVERS, statistic_for
-from workflows.recipe import Recovery, Solver
+from workflows.recipe import Solver
 from workflows.scoring.gram import damped
 
 Arrays = dict[str, np.ndarray]
@@ -56,64 +51,20 @@ def chunks(rows: int, most: int, tile: int = 1) -> list[tuple[int, int]]:
 
 
 @dataclass
-class Halted:
-    """Windows within a block, some of whose linears are pruned.
-
-    Attributes:
-        block: its number.
-        turns: how many turns' statistics the windows gave.
-        module: the block; it is one for all shards of a worker.
-        passes: one per window.
-    """
-
-    block: int
-    turns: int
-    module: nn.Module
-    passes: list[Pass]
-
-
-@dataclass
-class Shard:
-    """Activations of some calibration windows.
-
-    Attributes:
-        hidden: what enters the block at hand, [1, length, width] per window.
-        wanted: what the dense model gives after `dense_blocks` blocks; empty when nobody asks for it.
-        halted: the same windows on their way through the block.
-    """
-
-    hidden: list[torch.Tensor]
-    wanted: list[torch.Tensor]
-    dense_blocks: int = 0
-    halted: Halted | None = field(default=None, repr=False)
-
-
-@dataclass
-class PruneStage(Observing):
+class PruneStage(PrunedStates):
     """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
 
     Attributes:
-        dense: the model that recovery leads back to: the one before the first stage.
-        config: the model's config after the stage; differs from `before.config` for structured patterns.
         pattern, sparsity, solver: what is done to each linear.
-        recovery: what is done to each block then.
         shares: share of each linear that goes, by name, one dict per block; empty when it is `sparsity` everywhere.
         key_prefix: where finished blocks are written.
     """
 
-    dense: ModelState
-    config: dict[str, Any]
     pattern: str
     sparsity: float
     solver: Solver
-    recovery: Recovery | None
     shares: tuple[Mapping[str, float], ...]
     key_prefix: str
-
-    @property
-    def lookahead(self) -> int:
-        """One block after the other: each sees what the one before has become."""
-        return 1
 
     @property
     def rounds(self) -> int:
@@ -134,111 +85,6 @@ class PruneStage(Observing):
             for one in linears
             for start, stop in chunks(one.rows, self.solver.rows, tile)
         ]
-
-    def turns(self) -> list[list[RowChunk]]:
-        """Units whose linears read the same input together, in the order in which the block uses them.
-
-        So whatever a linear reads comes from what is pruned already.
-        """
-        if self.pattern == "ffn" or self._statistic == "none":
-            return [self.units()]
-        found: dict[str, list[RowChunk]] = {}
-        for unit in self.units():
-            assert unit.group is not None
-            found.setdefault(place_of(unit.group), []).append(unit)
-        return list(found.values())
-
-    @torch.no_grad()
-    def open_shard(self, shard: int) -> Shard:
-        """The shard's windows as they enter block 0."""
-        hidden = self._entering(self._of_shard(shard))
-        return Shard(hidden, list(hidden) if self.recovery else [])
-
-    @torch.no_grad()
-    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Shard]) -> None:
-        """Replaces each window's hidden states by what the finished block makes of them."""
-        assert finished is not None
-        halted = self._halted(block, len(self._turns), shards)
-        last = {f"{unit.linear}.weight" for unit in self._turns[-1]}
-        tensors = read_block_file(
-            open_store(self.before.store),
-            finished.key,
-            self.before.prefix(block),
-            last.__contains__ if halted else lambda name: True,
-        )
-        if halted:
-            replace(halted[0].module, dict(tensors))
-            for shard, own in zip(shards.values(), halted, strict=True):
-                for window, one in enumerate(own.passes):
-                    shard.hidden[window] = one.finish()
-        else:
-            module = self._finished_decoder.block(block, tensors)
-            for shard in shards.values():
-                move_on(self._finished_decoder, block, module, shard.hidden)
-        self._want(block, shards)
-
-    @torch.no_grad()
-    def _want(self, block: int, shards: Mapping[int, Shard]) -> None:
-        """Moves what is wanted to the dense block's outputs, unless it is there already."""
-        behind = [shard for shard in shards.values() if shard.wanted and shard.dense_blocks == block]
-        if not behind:
-            return
-        module = self._dense_decoder.block(block)
-        for shard in behind:
-            move_on(self._dense_decoder, block, module, shard.wanted)
-            shard.dense_blocks += 1
-
-    @torch.no_grad()
-    def statistics(
-        self, block: int, shards: Mapping[int, Shard], groups: Sequence[str], solved: Sequence[Sequence[Any]] = ()
-    ) -> Iterator[np.ndarray]:
-        """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group.
-
-        Windows go on from where the turn before left them, or through the whole block if this process does not hold
-        them there.
-        """
-        halted = self._halted(block, len(solved), shards)
-        if halted:
-            replace(halted[0].module, self._changed(block, solved[-1]))
-        else:
-            halted = self._begun(block, shards)
-            for results in solved:
-                replace(halted[0].module, self._changed(block, results))
-        yield from inputs_of(
-            halted[0].module,
-            [one.passes for one in halted],
-            groups,
-            self._choices,
-            weights=self._weights(block, shards),
-            only_diagonal=self._only_diagonal,
-        )
-        if self._passes_are_kept or len(solved) + 1 < len(self._turns):
-            for shard, one in zip(shards.values(), halted, strict=True):
-                one.turns = len(solved) + 1
-                shard.halted = one
-
-    def _begun(self, block: int, shards: Mapping[int, Shard]) -> list[Halted]:
-        """All windows about to enter a block."""
-        module = halting(self._decoder.block(block), {unit.group for unit in self.units() if unit.group})
-        return [
-            Halted(
-                block, 0, module, [Pass(partial(self._decoder.run, block, module, hidden)) for hidden in shard.hidden]
-            )
-            for shard in shards.values()
-        ]
-
-    def _halted(self, block: int, turns: int, shards: Mapping[int, Shard]) -> list[Halted]:
-        """All windows, if they wait within a block after some turns; taken from their shards."""
-        held = [shard.halted for shard in shards.values()]
-        for shard in shards.values():
-            shard.halted = None
-        there = [one for one in held if one and (one.block, one.turns) == (block, turns)]
-        return there if len(there) == len(held) else []
-
-    @property
-    def _passes_are_kept(self) -> bool:
-        """Whether the last turn's results are all that becomes of a block, so that windows need only go on."""
-        return self.recovery is None and self.pattern != "ffn"
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
@@ -316,7 +162,7 @@ class PruneStage(Observing):
         return self.shares[block][linear] if self.shares else self.sparsity
 
     def _changed(self, block: int, results: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """The tensors of a block that its units' results change, by name, in the stored type."""
+        """In the stored type; the last turn's are those of whole linears, too."""
         if self.pattern != "ffn":
             linears = dict.fromkeys(linear for linear, _ in results)
             return {
@@ -327,10 +173,6 @@ class PruneStage(Observing):
             block, lambda name: name.rpartition(".")[0] in self._family.ffn_inputs
         )
         return {name: one[kept] for name, one in inputs} | {f"{self._family.ffn_output}.weight": repaired}
-
-    @cached_property
-    def _turns(self) -> list[list[RowChunk]]:
-        return self.turns()
 
     @property
     def _family(self) -> Family:
@@ -346,14 +188,6 @@ class PruneStage(Observing):
     @property
     def _statistic(self) -> Literal["none", "diagonal", "gram"]:
         return statistic_for(self.solver.name, self.solver.goes_on)
-
-    @cached_property
-    def _dense_decoder(self) -> Blocks:
-        return self._decoder_for(self.dense)
-
-    @cached_property
-    def _finished_decoder(self) -> Blocks:
-        return self._decoder_for(self.before.model_copy(update={"config": self.config}))
 
 
 @dataclass

@@ -41,11 +41,12 @@ class Pass(Iterator[Reading]):
         self._greenlet = greenlet(run)
 
     def __next__(self) -> Reading:
-        found = self._greenlet.switch()
-        if self._greenlet.dead:
+        if not self._greenlet.dead:
+            found = self._greenlet.switch()
+            if not self._greenlet.dead:
+                return found
             self._output = found
-            raise StopIteration
-        return found
+        raise StopIteration
 
     def finish(self) -> Tensor:
         """What the block gives."""
