@@ -39,6 +39,7 @@ class Pass(Iterator[Reading]):
 
     def __init__(self, run: Callable[[], Tensor]) -> None:
         self._greenlet = greenlet(run)
+        self._output: Tensor | None = None
 
     def __next__(self) -> Reading:
         if not self._greenlet.dead:
@@ -52,6 +53,7 @@ class Pass(Iterator[Reading]):
         """What the block gives."""
         for _ in self:
             pass
+        assert self._output is not None, "the block did not come to its end"
         return self._output
 
 
