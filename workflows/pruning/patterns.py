@@ -125,19 +125,21 @@ def keep_mask_by_count(scores: Tensor, group: Group, count: int, per_row: bool =
 
 
 def nearly_kept(scores: Tensor, group: Group, count: int) -> Tensor:
-    """As `keep_mask_by_count`, but of a large unstructured matrix about so many go: the threshold is that of a sample.
+    """1 where a score is kept, else 0: as `keep_mask_by_count`, but of a large unstructured matrix about so many go.
 
-    For masks on the way to one: selecting the threshold from all scores takes longer than anything else of a turn.
+    For masks on the way to one: selecting the threshold from all scores takes longer than anything else of a turn, so
+    it is that of a sample. Numbers of the scores' type, because products with truth values take several times longer.
     Scores are at least 0, and what is 0 goes.
     """
     if group != Group(0, 1):
-        return keep_mask_by_count(scores, group, count)
+        return keep_mask_by_count(scores, group, count).to(scores.dtype)
     step = max(scores.numel() // SAMPLE, 1)
     while math.gcd(step, scores.shape[1]) > 1:  # else some columns would never be looked at
         step += 1
     sample = scores.flatten()[::step]
     place = min(round(count / scores.numel() * len(sample)), len(sample))
-    return scores > (sample.kthvalue(place).values if place else 0)
+    threshold = sample.kthvalue(place).values if place else scores.new_zeros(())
+    return torch.gt(scores, threshold, out=torch.empty_like(scores))
 
 
 def lowest_in_groups(scores: Tensor, group: Group) -> Tensor:
