@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import workflows.blockwork as blockwork
+import workflows.following as following
 import workflows.observing as observing
 from cluster.storage import open_store
 from workflows.blockwork import PruneStage
@@ -55,7 +56,7 @@ def seconds_by_part(stage: PruneStage, work: Callable[[PruneStage], dict[str, An
         (Checkpoint, "read_linear_rows", "weights read"),
         (Checkpoint, "read_block", "weights read"),
         (Decoder, "block", "weights read"),
-        (blockwork, "read_block_file", "weights read"),
+        (following, "read_block_file", "weights read"),
         (store, "put", "blocks written"),
         (blockwork, "block_file", "blocks written"),
         (blockwork.patterns, "verify", "patterns verified"),

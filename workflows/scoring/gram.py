@@ -14,7 +14,7 @@ from torch import Tensor
 log = structlog.get_logger()
 
 DAMPING_TRIES = 4
-NARROWEST = 256  # columns of a Gram for which products are made at once
+NARROWEST = 256  # columns of a Gram that are worked on at once where only a triangle matters
 STRIP = 1024  # columns that are worked on at once where a matrix changes in place
 Found = TypeVar("Found")
 
@@ -144,10 +144,10 @@ def _cholesky(gram: Tensor, damping: float, *, reverse: bool) -> Tensor:
     """Lower factor of the damped Gram, or of the damped Gram in reversed order of inputs; column after column."""
 
     def attempt(tried: float) -> Tensor | None:
-        copied = gram.mT.clone(memory_format=torch.contiguous_format)
+        copied = gram.clone(memory_format=torch.contiguous_format)
         if reverse:
             _reverse(copied)
-        matrix = _damp_in_place(copied.mT, tried)  # columns lie together, as LAPACK wants them: no second copy
+        matrix = _damp_in_place(copied.mT, tried)  # the same matrix, with columns lying together as LAPACK wants
         failed = torch.empty((), dtype=torch.int32, device=gram.device)
         torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
         return None if failed.item() else matrix
@@ -156,18 +156,23 @@ def _cholesky(gram: Tensor, damping: float, *, reverse: bool) -> Tensor:
 
 
 def _invert_lower(factor: Tensor) -> None:
-    """L → L⁻¹ in place, some columns after the others, with the bits of all at once.
+    """L → L⁻¹ in place, strip by strip of its columns, from the diagonal down.
 
-    Column j of L⁻¹ is zero above j; so what stands left of it in the factor is only multiplied by zeros, and may be
-    finished columns of L⁻¹ already.
+    A strip of L⁻¹ needs only what lies in L below and right of where the strip begins: no finished strip has changed
+    that. Most of it is products, because a triangle that is part of a larger matrix would be copied to be solved.
     """
     size = len(factor)
-    for start in range(0, size, STRIP):
-        stop = min(start + STRIP, size)
-        strip = torch.zeros(size, stop - start, dtype=factor.dtype, device=factor.device)
-        strip[start:stop].fill_diagonal_(1)
-        torch.linalg.solve_triangular(factor, strip, upper=False, out=strip)
-        factor[:, start:stop] = strip
+    for left in range(0, size, NARROWEST):
+        strip = torch.zeros_like(factor[left:, left : left + NARROWEST])
+        for top in range(left, size, NARROWEST):
+            rows = slice(top, min(top + NARROWEST, size))
+            own, above = strip[top - left : rows.stop - left], strip[: top - left]
+            if top == left:
+                own.fill_diagonal_(1)
+            else:
+                own.addmm_(factor[rows, left:top], above, alpha=-1)
+            own.copy_(torch.linalg.solve_triangular(factor[rows, rows], own, upper=False))
+        factor[left:, left : left + NARROWEST] = strip
 
 
 def _reverse(matrix: Tensor) -> None:
