@@ -151,7 +151,7 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
                 refined, kept = stage.refine(block, number, refined, kept, found)
         blocks.append(stage.assemble(block, refined, results))
         if block + 1 < stage.block_count:
-            stage.advance(block, blocks[-1], shards)
+            stage.advance(block, blocks[-1], solved[-1], shards)
     return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 

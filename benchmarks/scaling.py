@@ -103,7 +103,10 @@ def plain(directory: Path, schedule: Schedule) -> dict:
             )
         results = [one for turn in solved for one in turn]
         stored = timed("assemble", lambda block=block, results=results: stage.assemble(block, None, results))
-        timed("advance", lambda block=block, stored=stored: stage.advance(block, stored, shards))
+        timed(
+            "advance",
+            lambda block=block, stored=stored, solved=solved: stage.advance(block, stored, solved[-1], shards),
+        )
     wall = time.monotonic() - started
     return {"seconds": spent, "wall": wall, "blocks": stage.block_count - 1}
 

@@ -10,16 +10,20 @@ It knows blocks, shards and units of work, and nothing of pruning: it is handed 
     assemble     one task writes the finished block to the store       then it is recorded
 
 There is no step to move shards on: a worker that is asked for block i first catches up, from whatever it holds to
-block i, through the finished blocks. A new worker, a restarted one and a resumed run all go that one way.
+block i. A new worker, a restarted one and a resumed run all go that one way, through the finished blocks.
+
+A block's work is lined up while the one before is still at work, so that nobody waits for its file to be written and
+recorded. Who holds activations within that block goes on through its last results; who is new cannot, and then the
+work is lined up again, behind the file.
 """
 
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -28,10 +32,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import Cancelled
 from cluster.freed import giving_back
-from cluster.losses import AGAIN, MachinesLost, ours
+from cluster.losses import AGAIN, MachinesLost, NotWritten, cause_of, ours
 from cluster.session import gang
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored
+from cluster.work import BlockWork, RoundedWork, Unit
 
 log = logging.getLogger(__name__)
 
@@ -40,77 +45,6 @@ RETRIES = 5
 # How many gangs in a row may be lost without finishing one block; then the run gives up, and can be resumed.
 GANGS = 3
 LOOK_AGAIN = 1.0  # seconds between looks at whether the machines of a block are still there
-
-
-class Unit(Protocol):
-    """A piece of a block that is solved alone."""
-
-    @property
-    def group(self) -> str | None:
-        """The input whose statistics it needs; None: it needs none."""
-
-
-class ShardedWork(Protocol):
-    """Something done to a model's blocks over shards. Travels to every worker, so it is small and picklable."""
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the model."""
-
-    @property
-    def shard_count(self) -> int:
-        """Calibration shards."""
-
-    def setup(self) -> None:
-        """Called once in every process (threads, device)."""
-
-
-class BlockWork(ShardedWork, Protocol):
-    """What is done to a block."""
-
-    @property
-    def lookahead(self) -> int:
-        """Blocks that may be at work at once; more than one only if `advance` needs no finished block."""
-
-    @property
-    def rounds(self) -> int:
-        """How often workers look at a block's result to make it better, before it is written."""
-
-    def turns(self) -> Sequence[Sequence[Unit]]:
-        """The units of one block, turn by turn: statistics see what the turns before have made of the block."""
-
-    def open_shard(self, shard: int) -> Any:
-        """Activations that enter block 0."""
-
-    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Any]) -> None:
-        """Moves activations through a block, in place; it is None where it is not finished yet."""
-
-    def statistics(
-        self, block: int, shards: Mapping[int, Any], groups: Sequence[str], solved: Sequence[Sequence[Any]]
-    ) -> Iterator[Any]:
-        """Yields shard by shard, and for each shard group by group; `solved` are the turns' results before."""
-
-    def prepare(self, group: str, parts: Sequence[Any]) -> Any:
-        """Sums the shards' statistics and makes of them what `solve` needs."""
-
-    def solve(self, block: int, unit: Any, prepared: Any) -> Any:
-        """Solves one unit."""
-
-    def assemble(self, block: int, refined: Any | None, results: Sequence[Any]) -> Stored:
-        """Puts the units' results together, or takes what the rounds made of them, and writes the block."""
-
-
-class RoundedWork(BlockWork, Protocol):
-    """What is done to a block in rounds, by work that has some."""
-
-    def begin(self, block: int, results: Sequence[Any]) -> tuple[Any, Any]:
-        """Puts the units' results together for the rounds: what workers see, and what only `refine` does."""
-
-    def look(self, block: int, number: int, seen: Any, shards: Mapping[int, Any]) -> Iterator[Any]:
-        """Yields shard by shard what round `number` finds."""
-
-    def refine(self, block: int, number: int, seen: Any, kept: Any, parts: Sequence[Any]) -> tuple[Any, Any]:
-        """One round's step: both of `begin`, anew."""
 
 
 class Solved(Sequence[Any]):
@@ -139,35 +73,42 @@ class ShardWorker:
         work.setup()
 
     def statistics(
-        self, block: int, groups: Sequence[str], finished: Sequence[Stored], earlier: Sequence[Any], *last: Any
+        self,
+        block: int,
+        turn: int,
+        groups: Sequence[str],
+        finished: Sequence[Stored],
+        earlier: Sequence[Any],
+        *last: Any,
     ) -> Iterator[Any]:
         """Statistics of some inputs of one block, after catching up to it.
 
         Args:
             block: which one.
+            turn: turns of it that were.
             groups: the inputs.
             finished: blocks that are.
-            earlier: references to the results of the turns before the last one.
-            last: results of the last turn, if there was any.
+            earlier: references to the results of this block's turns before the last one.
+            last: results of the last turn, of this block or of the one before.
         """
-        self._catch_up(block, finished)
-        solved = Solved(earlier, last) if last else ()
+        self._catch_up(block, finished, () if turn else last)
+        solved = Solved(earlier, last) if turn else ()
         with giving_back():
             yield from self.work.statistics(block, self.activations, groups, solved)
 
     def look(self, block: int, number: int, seen: Any, finished: Sequence[Stored]) -> Iterator[Any]:
         """A round's look at the result so far of one block, after catching up to it."""
-        self._catch_up(block, finished)
+        self._catch_up(block, finished, ())
         yield from cast(RoundedWork, self.work).look(block, number, seen, self.activations)
 
-    def _catch_up(self, block: int, finished: Sequence[Stored]) -> None:
+    def _catch_up(self, block: int, finished: Sequence[Stored], last: Sequence[Any]) -> None:
         if self.position is None or self.position > block:
             self.activations = {shard: self.work.open_shard(shard) for shard in self.shards}
             self.position = 0
         while self.position < block:
             done = finished[self.position] if self.position < len(finished) else None
             with giving_back():
-                self.work.advance(self.position, done, self.activations)
+                self.work.advance(self.position, done, last if self.position == block - 1 else (), self.activations)
             self.position += 1
 
 
@@ -319,14 +260,23 @@ def _attempt(
         warm_up.options(**resources).remote(shared)
     turns = work.turns()
     at_work: list[Any] = []
+    last: dict[int, list[Any]] = {}  # of each block's last turn, until the next block is lined up
     try:
         while len(blocks) < work.block_count:
             if stop():
                 raise Cancelled(f"stopped after block {len(blocks)} of {work.block_count}")
             block = len(blocks)
             while len(at_work) < min(work.lookahead, work.block_count - block):
-                at_work.append(_written(work, shared, workers, block + len(at_work), turns, list(blocks), resources))
-            note(block, awaited(at_work.pop(0), group, spec, f"block {block} of {work.block_count}"))
+                new = block + len(at_work)
+                before = last.pop(new - 1, []) if work.flows_on else []
+                written, last[new] = _written(work, shared, workers, new, turns, list(blocks), before, resources)
+                at_work.append(written)
+            try:
+                note(block, awaited(at_work.pop(0), group, spec, f"block {block} of {work.block_count}"))
+            except RayError as error:
+                if not isinstance(cause_of(error), NotWritten):
+                    raise
+                at_work.clear()
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
@@ -369,13 +319,17 @@ def _written(
     block: int,
     turns: Sequence[Sequence[Unit]],
     finished: Sequence[Stored],
+    before: Sequence[Any],
     resources: dict[str, Any],
-) -> Any:
-    """A reference to one block's file; all that leads to it is lined up at once."""
+) -> tuple[Any, list[Any]]:
+    """References to one block's file and to the results of its last turn; all that leads to them is lined up at once.
+
+    `before` are those of the block before, if they are at hand.
+    """
     solved: list[list[Any]] = []
     for units in turns:
         groups = sorted({unit.group for unit in units if unit.group is not None})
-        prepared = _prepared(work, shared, workers, block, groups, finished, solved, resources)
+        prepared = _prepared(work, shared, workers, block, groups, finished, before, solved, resources)
         solved.append(
             [solve.options(**resources).remote(shared, block, unit, prepared.get(unit.group)) for unit in units]
         )
@@ -383,7 +337,7 @@ def _written(
     refined = None
     if work.rounds:
         refined = _refined(cast(RoundedWork, work), shared, workers, block, results, finished, resources)
-    return assemble.options(**resources).remote(shared, block, refined, *results)
+    return assemble.options(**resources).remote(shared, block, refined, *results), solved[-1]
 
 
 def _prepared(
@@ -393,6 +347,7 @@ def _prepared(
     block: int,
     groups: Sequence[str],
     finished: Sequence[Stored],
+    before: Sequence[Any],
     solved: Sequence[Sequence[Any]],
     resources: dict[str, Any],
 ) -> dict[str | None, Any]:
@@ -405,10 +360,11 @@ def _prepared(
         len(groups),
         lambda one: one.statistics,
         block,
+        len(solved),
         groups,
         finished,
         solved[:-1],
-        *(solved[-1] if solved else ()),
+        *(solved[-1] if solved else before),
     )
     return {
         name: prepare.options(**resources).remote(shared, name, *parts[number :: len(groups)])

@@ -43,10 +43,19 @@ class MachinesLost(Unavailable):
     """Workers or nodes are gone, and Ray's own retries are used up; on other machines the work can go on."""
 
 
+class NotWritten(Exception):
+    """A worker needs a block's file, which was not there when its work was lined up."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What the work raised; Ray hands it on as the error of whatever waited for its results."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
+
+
 def ours(error: RayError, what: str) -> Exception:
     """What a Ray error means to the caller.
-
-    Ray hands a lost worker's error on as the error of whatever waited for its results, so the cause is what counts.
 
     Args:
         error: as raised by `ray.get` and its like.
@@ -56,9 +65,7 @@ def ours(error: RayError, what: str) -> Exception:
         An error of ours when the work raised one; `MachinesLost` when machines or processes were; `Unavailable` when
         waiting for other machines changes nothing; else the error itself, which is a fault in the code.
     """
-    cause: BaseException = error
-    while isinstance(cause, RayTaskError) and cause.cause is not None:
-        cause = cause.cause
+    cause = cause_of(error)
     if isinstance(cause, KarikomiError):
         return cause
     summary = (str(cause).strip().splitlines() or [""])[0]

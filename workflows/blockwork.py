@@ -52,7 +52,7 @@ def chunks(rows: int, most: int, tile: int = 1) -> list[tuple[int, int]]:
 
 @dataclass
 class PruneStage(PrunedStates):
-    """One stage's work on the blocks of `before`; see `cluster.layerwise.BlockWork`.
+    """One stage's work on the blocks of `before`; see `cluster.work.BlockWork`.
 
     Attributes:
         pattern, sparsity, solver: what is done to each linear.

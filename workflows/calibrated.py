@@ -18,7 +18,7 @@ from workflows.recipe import Recipe
 
 @dataclass
 class Calibrated:
-    """The base of what the engines are handed; see `cluster.layerwise.ShardedWork`.
+    """The base of what the engines are handed; see `cluster.work.ShardedWork`.
 
     Attributes:
         before: the model.

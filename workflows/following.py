@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.losses import NotWritten
 from cluster.storage import Stored, open_store
 from workflows.models.blocks import Blocks
 from workflows.models.checkpoint import read_block_file
@@ -58,7 +59,7 @@ class Shard:
 
 @dataclass
 class PrunedStates(Observing):
-    """The part of a `cluster.layerwise.BlockWork` that moves shards; for work that changes what blocks give.
+    """The part of a `cluster.work.BlockWork` that moves shards; for work that changes what blocks give.
 
     Attributes:
         dense: the model that recovery leads back to: the one before the first stage.
@@ -72,8 +73,13 @@ class PrunedStates(Observing):
 
     @property
     def lookahead(self) -> int:
-        """One block after the other: each sees what the one before has become."""
-        return 1
+        """Blocks at work at once: one is written while windows go on into the next."""
+        return 2 if self.flows_on else 1
+
+    @property
+    def flows_on(self) -> bool:
+        """Whether a block is done with its last turn, so that windows need only go on."""
+        return self.recovery is None and self.config == self.before.config
 
     def turns(self) -> list[list[Any]]:
         """Units whose linears read the same input together, in the order in which the block uses them.
@@ -92,23 +98,22 @@ class PrunedStates(Observing):
         return Shard(hidden, list(hidden) if self.recovery else [])
 
     @torch.no_grad()
-    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Shard]) -> None:
-        """Replaces each window's hidden states by what the finished block makes of them."""
-        assert finished is not None
-        halted = self._halted(block, len(self._turns), shards)
-        last = {f"{unit.linear}.weight" for unit in self._turns[-1]}
-        tensors = read_block_file(
-            open_store(self.before.store),
-            finished.key,
-            self.before.prefix(block),
-            last.__contains__ if halted else lambda name: True,
-        )
+    def advance(self, block: int, finished: Stored | None, last: Sequence[Any], shards: Mapping[int, Shard]) -> None:
+        """Replaces each window's hidden states by what the block makes of them, from where they are within it.
+
+        Raises:
+            NotWritten: they are not within it, and it is not written yet.
+        """
+        halted = self._halted(block, len(self._turns), shards) if last else []
         if halted:
-            replace(halted[0].module, dict(tensors))
+            replace(halted[0].module, self._changed(block, last))
             for shard, own in zip(shards.values(), halted, strict=True):
                 for window, one in enumerate(own.passes):
                     shard.hidden[window] = one.finish()
+        elif finished is None:
+            raise NotWritten(f"block {block}")
         else:
+            tensors = read_block_file(open_store(self.before.store), finished.key, self.before.prefix(block))
             module = self._finished_decoder.block(block, tensors)
             for shard in shards.values():
                 move_on(self._finished_decoder, block, module, shard.hidden)
@@ -149,7 +154,7 @@ class PrunedStates(Observing):
             weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
-        if self._nothing_follows or len(solved) + 1 < len(self._turns):
+        if self.flows_on or len(solved) + 1 < len(self._turns):
             for shard, one in zip(shards.values(), halted, strict=True):
                 one.turns = len(solved) + 1
                 shard.halted = one
@@ -171,11 +176,6 @@ class PrunedStates(Observing):
             shard.halted = None
         there = [one for one in held if one and (one.block, one.turns) == (block, turns)]
         return there if len(there) == len(held) else []
-
-    @property
-    def _nothing_follows(self) -> bool:
-        """Whether a block is done with its last turn, so that windows need only go on."""
-        return self.recovery is None and self.config == self.before.config
 
     def _changed(self, block: int, results: Sequence[Any]) -> dict[str, torch.Tensor]:
         """The tensors of a block that results of its units change, by name."""

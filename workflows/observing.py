@@ -39,7 +39,7 @@ class Observing(Calibrated):
         return [[windows[window] for window in self._of_shard(shard)] for shard in shards]
 
     def units(self) -> list[Any]:
-        """What is done to a block, see `cluster.layerwise.Unit`."""
+        """What is done to a block, see `cluster.work.Unit`."""
         raise NotImplementedError
 
     @property

@@ -26,12 +26,17 @@ class Passing:
 
 @dataclass
 class OwnStates(Observing):
-    """The part of a `cluster.layerwise.BlockWork` that moves shards; for work that changes no block's inputs."""
+    """The part of a `cluster.work.BlockWork` that moves shards; for work that changes no block's inputs."""
 
     @property
     def lookahead(self) -> int:
         """Blocks at work at once: one is looked at, one is solved, one is written."""
         return 3
+
+    @property
+    def flows_on(self) -> bool:
+        """Shards go through the model's own block, whatever becomes of it."""
+        return False
 
     def turns(self) -> list[list[Any]]:
         """All units in one: nobody's statistics wait for what becomes of others."""
@@ -42,7 +47,7 @@ class OwnStates(Observing):
         """The shard's windows as they enter block 0."""
         return Passing(self._entering(self._of_shard(shard)))
 
-    def advance(self, block: int, finished: Stored | None, shards: Mapping[int, Passing]) -> None:
+    def advance(self, block: int, finished: Stored | None, last: Sequence[Any], shards: Mapping[int, Passing]) -> None:
         """Moves each window through the model's own block, unless that was done when it was looked at."""
         behind = [shard for shard in shards.values() if shard.after is None]
         module = self._decoder.block(block) if behind else None

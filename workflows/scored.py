@@ -97,7 +97,7 @@ class Tried:
 
 @dataclass
 class ScoreStage(OwnStates):
-    """A scoring pass over the blocks of `before`; see `cluster.layerwise.BlockWork`.
+    """A scoring pass over the blocks of `before`; see `cluster.work.BlockWork`.
 
     Attributes:
         gammas: Γ of every linear, from `workflows.gradient_files.put_gradients`; None: only inputs are looked at.

@@ -45,9 +45,9 @@ class Disturbed(PruneStage):
                 return
             os.kill(os.getpid(), self.strikes[piece])
 
-    def advance(self, block, finished, shards):
+    def advance(self, block, finished, last, shards):
         self.piece("advance", block, str(min(shards, default="")))
-        super().advance(block, finished, shards)
+        super().advance(block, finished, last, shards)
 
     def statistics(self, block, shards, groups, solved=()):
         self.piece("statistics", block, f"{min(shards, default='')}, turn {len(solved)}")

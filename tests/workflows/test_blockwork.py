@@ -73,7 +73,7 @@ def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
             solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = [one for turn in solved for one in turn]
         stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
-        stage.advance(block, stored, shards)
+        stage.advance(block, stored, solved[-1], shards)
         blocks.append(safetensors.torch.load(open_store(stage.before.store).get(stored.key)))
     return blocks
 

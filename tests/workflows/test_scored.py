@@ -69,7 +69,7 @@ def scored(stage: ScoreStage) -> list[BlockScores]:
         parts = [part.copy() for part in stage.statistics(block, shards, groups)]
         prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
         stored = stage.assemble(block, None, [stage.solve(block, unit, prepared[unit.group]) for unit in units])
-        stage.advance(block, stored, shards)
+        stage.advance(block, stored, (), shards)
         found.append(BlockScores.model_validate_json(open_store(stage.before.store).get(stored.key)))
     return found
 

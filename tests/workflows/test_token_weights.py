@@ -39,11 +39,11 @@ def gathered(stage) -> dict[str, torch.Tensor]:
     if isinstance(stage, PruneStage) and not isinstance(stage, DensePruneStage):
         move = DensePruneStage(**stage.__getstate__())  # so that all see the same inputs
         passing = {shard: move.open_shard(shard) for shard in range(SHARDS)}
-        move.advance(0, None, passing)
+        move.advance(0, None, (), passing)
         for shard, one in passing.items():
             shards[shard].hidden = one.hidden
     else:
-        stage.advance(0, None, shards)
+        stage.advance(0, None, (), shards)
     parts = [torch.from_numpy(part.copy()) for part in stage.statistics(1, shards, groups)]
     return {name: sum(parts[number :: len(groups)]) for number, name in enumerate(groups)}
 
