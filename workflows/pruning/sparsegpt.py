@@ -1,7 +1,9 @@
 """SparseGPT (Frantar & Alistarh 2023): from left to right, the columns after repair each column's error.
 
-With H⁻¹ = UᵀU, the squared error of dropping w_i once all columns before i are fixed is (w_i / U_ii)²,
-and the best repair of the columns after i subtracts w_i / U_ii · U_i,i+1: from them.
+With H = FᵀF and F lower triangular, a row whose weights have moved by δ is off by Σ_i (Σ_{j≤i} F_ij δ_j)²: column i
+ends a term, which it can bring to zero as long as it is free. So dropping w_i once all columns before i are fixed costs
+(w_i F_ii)². A block of columns is brought to its best in one product with all that is fixed before it; within a block,
+U = (F_BB)⁻ᵀ repairs column by column: the best repair of those after i subtracts w_i / U_ii · U_i,i+1: from them.
 """
 
 from itertools import pairwise
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workflows.pruning.patterns import Group, keep_mask_by_count, lowest_in_groups, parse, pruned_count
-from workflows.scoring.gram import full_precision, inverse_factor
+from workflows.scoring.gram import factor_of, full_precision
 
 BLOCK_COLUMNS = 128
 PIECE_COLUMNS = 16  # within a block: how far a column's error is repaired at once, column by column
@@ -23,9 +25,9 @@ class SparseGPT:
     statistic: Final = "gram"
 
     def prepare(self, statistic: Tensor, damping: float) -> tuple[Tensor]:
-        """The factor U [in, in]; its diagonal is infinite for dead inputs: their weights cost nothing."""
-        factor = inverse_factor(statistic, damping)
-        factor.diagonal()[statistic.diagonal() == 0] = torch.inf
+        """The factor F [in, in]; its diagonal is 0 for dead inputs: their weights cost nothing."""
+        factor = factor_of(statistic, damping)
+        factor.diagonal()[statistic.diagonal() == 0] = 0
         return (factor,)
 
     @full_precision()
@@ -41,21 +43,32 @@ class SparseGPT:
         group = parse(pattern)
         rows, cols = weight.shape
         count = pruned_count(rows, cols, sparsity, pattern)
-        steps = factor.diagonal()
-        weight = weight.masked_fill(steps.isinf(), 0)
-        was_zero = weight == 0
+        costs = factor.diagonal()
+        dense = weight.masked_fill(costs == 0, 0)
+        was_zero = dense == 0
         if group.tile > 1:  # chosen for all columns at once, for some hold far more than others; then it is only repair
-            scores = (weight / steps).abs_().masked_fill_(was_zero, -1)
+            scores = (dense * costs).abs_().masked_fill_(was_zero, -1)
             was_zero |= ~keep_mask_by_count(scores, group, count)
             group, count = Group(0, 1), 0
         edges = _block_edges(cols, group)
         counts = _counts_per_block(was_zero, edges, group, count)
+        solved, moved = torch.empty_like(dense), torch.empty_like(dense)
         for (start, stop), block_count in zip(pairwise(edges), counts, strict=True):
-            block = weight[:, start:stop].clone()
-            errors = _solve_block(block, was_zero[:, start:stop], factor[start:stop, start:stop], group, block_count)
-            weight[:, start:stop] = block
-            weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-        return weight
+            own = slice(start, stop)
+            repairs = _repairs(factor[own, own])
+            off = moved[:, :start] @ factor[own, :start].mT
+            block = torch.addmm(dense[:, own], off, repairs, alpha=-1)
+            _solve_block(block, was_zero[:, own], repairs, group, block_count)
+            solved[:, own] = block
+            torch.sub(block, dense[:, own], out=moved[:, own])
+        return solved
+
+
+def _repairs(factor: Tensor) -> Tensor:
+    """U [width, width] of a block of F, upper triangular; a dead input leads to no other."""
+    dead = torch.diag_embed((factor.diagonal() == 0).to(factor.dtype))
+    one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor + dead, one, upper=False).mT
 
 
 def _block_edges(cols: int, group: Group) -> list[int]:
@@ -82,8 +95,8 @@ def _counts_per_block(was_zero: Tensor, edges: list[int], group: Group, count: i
     return counts
 
 
-def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, count: int) -> Tensor:
-    """Prunes and repairs a block [rows, width] in place; returns the scaled errors [rows, width].
+def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, count: int) -> None:
+    """Prunes and repairs a block [rows, width] in place; the factor is U.
 
     Unstructured masks are chosen for the whole block at its start; full N:M masks group by group, when the
     errors of the columns before have arrived.
@@ -107,7 +120,6 @@ def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, 
             columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i], alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].T, errors[start:stop], alpha=-1)
     block.copy_(columns.masked_fill_(gone, 0).T)
-    return errors.T
 
 
 def _scores(weight: Tensor, steps: Tensor, was_zero: Tensor) -> Tensor:

@@ -74,29 +74,24 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     return _damp_in_place(gram.clone(), damping)
 
 
-def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """Upper triangular U with H⁻¹ = UᵀU, H the damped Gram: the factor that SparseGPT walks along.
+def factor_of(gram: Tensor, damping: float) -> Tensor:
+    """Lower triangular F with H = FᵀF, H the damped Gram: the factor that SparseGPT walks along.
 
-    U comes from one factorisation: with J the reversal of the order, JHJ = LLᵀ gives U = J L⁻¹ J. That saves
-    the explicit inverse and its second Cholesky, which costs more and can fail on its own. The factor, its inverse
-    and U are one buffer, so that beside the Gram there is one more matrix and not two or three: at a width of
-    14,336 each is 784 MiB.
+    With J the reversal of the order, JHJ = LLᵀ gives F = J Lᵀ J. No inverse is made, and beside the Gram there is one
+    more matrix: at a width of 14,336 each is 784 MiB.
 
     Args:
         gram: [in, in] fp32.
         damping: first λ as a share of the mean diagonal; ×10 with a warning each time that Cholesky fails.
 
     Returns:
-        U [in, in] fp32, zeros below the diagonal.
+        F [in, in] fp32, zeros above the diagonal.
 
     Raises:
         ValueError: no Gram, or not positive definite even with the last damping.
     """
-    factor = _cholesky(gram, damping, reverse=True)
-    _invert_lower(factor)
-    by_rows = factor.mT  # the same buffer, row after row: the transpose of L⁻¹
+    by_rows = _cholesky(gram, damping, reverse=True).mT  # the same buffer, row after row: Lᵀ
     _reverse(by_rows)
-    _transpose(by_rows)
     return by_rows
 
 
@@ -105,7 +100,7 @@ def inverse(gram: Tensor, damping: float) -> Tensor:
 
     Args:
         gram: [in, in] fp32.
-        damping: as for `inverse_factor`.
+        damping: as for `factor_of`.
 
     Returns:
         H⁻¹ [in, in] fp32.
@@ -155,26 +150,6 @@ def _cholesky(gram: Tensor, damping: float, *, reverse: bool) -> Tensor:
     return with_rising_damping(attempt, damping)
 
 
-def _invert_lower(factor: Tensor) -> None:
-    """L → L⁻¹ in place, strip by strip of its columns, from the diagonal down.
-
-    A strip of L⁻¹ needs only what lies in L below and right of where the strip begins: no finished strip has changed
-    that. Most of it is products, because a triangle that is part of a larger matrix would be copied to be solved.
-    """
-    size = len(factor)
-    for left in range(0, size, NARROWEST):
-        strip = torch.zeros_like(factor[left:, left : left + NARROWEST])
-        for top in range(left, size, NARROWEST):
-            rows = slice(top, min(top + NARROWEST, size))
-            own, above = strip[top - left : rows.stop - left], strip[: top - left]
-            if top == left:
-                own.fill_diagonal_(1)
-            else:
-                own.addmm_(factor[rows, left:top], above, alpha=-1)
-            own.copy_(torch.linalg.solve_triangular(factor[rows, rows], own, upper=False))
-        factor[left:, left : left + NARROWEST] = strip
-
-
 def _reverse(matrix: Tensor) -> None:
     """A → JAJ in place, for rows that lie one after the other: all of it from the last number to the first."""
     flat = matrix.view(-1)
@@ -184,14 +159,6 @@ def _reverse(matrix: Tensor) -> None:
         front = flat[start:stop].flip(0)
         flat[start:stop] = flat[size - stop : size - start].flip(0)
         flat[size - stop : size - start] = front
-
-
-def _transpose(matrix: Tensor) -> None:
-    """A → Aᵀ in place."""
-    for start in range(0, len(matrix), STRIP):
-        rows = matrix[start : start + STRIP, start:].clone()
-        matrix[start : start + STRIP, start:] = matrix[start:, start : start + STRIP].mT.clone()
-        matrix[start:, start : start + STRIP] = rows.mT
 
 
 def _damp_in_place(matrix: Tensor, damping: float) -> Tensor:

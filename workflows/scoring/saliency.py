@@ -10,7 +10,7 @@ tokens over which the Gram is a sum, so s is in the units of the loss summed ove
 import torch
 from torch import Tensor
 
-from workflows.scoring.gram import inverse_factor
+from workflows.scoring.gram import inverse
 
 
 def inverse_diagonal(gram: Tensor, damping: float) -> Tensor:
@@ -18,13 +18,12 @@ def inverse_diagonal(gram: Tensor, damping: float) -> Tensor:
 
     Args:
         gram: [in, in] fp32.
-        damping: as for `workflows.scoring.gram.inverse_factor`.
+        damping: as for `workflows.scoring.gram.inverse`.
 
     Raises:
         ValueError: no Gram, or not positive definite even with the last damping.
     """
-    found = inverse_factor(gram, damping).square().sum(0)  # H⁻¹ = UᵀU
-    return found.masked_fill_(gram.diagonal() == 0, torch.inf)
+    return inverse(gram, damping).diagonal().masked_fill(gram.diagonal() == 0, torch.inf)
 
 
 def composite(weight: Tensor, gamma: Tensor, inverse: Tensor) -> Tensor:
