@@ -3,7 +3,7 @@
 Every worker is a node of its own (a raylet on this machine, one CPU, one thread). The same work in a plain loop without
 Ray gives the pure computing time and the rates that `scaling_model.py` is fed with; its prediction stands beside what
 was measured. Bytes are Ray's own count of what was written into each node's object store. Block 0 warms up and does
-not count. Writes scaling.md.
+not count for seconds. Writes scaling.md.
 """
 
 import argparse
@@ -132,22 +132,24 @@ def engine(directory: Path, schedule: Schedule) -> dict:
             cluster.add_node(num_cpus=1, object_store_memory=STORE)
         cluster.wait_for_nodes()
         ray.init(cluster.address, runtime_env=worker_environment(), log_to_driver=False, logging_level="ERROR")
+        bytes_before = written()
         run_blocks(
             stage, ClusterSpec(workers=schedule.workers), 1, [],
-            lambda block, stored: looks.append((time.monotonic(), processor_seconds(), written())), lambda: False,
+            lambda block, stored: looks.append((time.monotonic(), processor_seconds())), lambda: False,
         )  # fmt: skip
+        bytes_per_block = (written() - bytes_before) / stage.block_count
         link, store, task = transfers(schedule.workers)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    (begun, used_before, bytes_before), (ended, used_after, bytes_after) = looks[0], looks[-1]
+    (begun, used_before), (ended, used_after) = looks[0], looks[-1]
     return {
         "wall": ended - begun,
         **{
             who: sum(one - used_before.get(key, 0.0) for key, one in used_after.items() if key[1] == who)
             for who in ("workers", "ray")
         },
-        "bytes": bytes_after - bytes_before,
+        "bytes_per_block": bytes_per_block,
         "blocks": stage.block_count - 1,
         "link": link,
         "store": store,
@@ -213,7 +215,7 @@ def machine_from(shape: Shape, schedule: Schedule, found: dict, transfer: dict) 
     attention = 4 * schedule.length * schedule.tokens * shape.hidden
     forward = 2 * shape.weights * schedule.tokens + attention
     grams = 2 * sum(width**2 for width in shape.widths.values()) * schedule.tokens
-    factors = sum(width**3 * 2 / 3 for width in shape.widths.values())
+    factors = sum(width**3 / 3 for width in shape.widths.values())
     units = schedule.units(shape)
     first, second = (sum(rows * c**2 for rows, c in units if c == width) for width in widths)
     one, other = (sum(c for _, c in units if c == width) for width in widths)
@@ -276,14 +278,14 @@ def pages(shape: Shape, schedule: Schedule, found: dict, runs: dict[int, dict], 
     for workers, run in runs.items():
         given = replace_workers(schedule, workers)
         least = least_traffic(shape, given, workers)
-        said, measured = traffic(shape, given, workers).all, run["bytes"] / blocks
+        said, measured = traffic(shape, given, workers).all, run["bytes_per_block"]
         lines.append(
             f"| {workers} | {measured / 1e6:.1f} | {least / 1e6:.1f} | {measured / least:.2f} | {said / 1e6:.1f} |"
         )
     lines += [
         "",
         f"Rates of one thread here, from the plain loop: forward {machine.forward / 1e9:.0f} GFLOP/s, Grams"
-        f" {machine.gram / 1e9:.0f}, Cholesky and inverse {machine.factor / 1e9:.0f}, solver's products"
+        f" {machine.gram / 1e9:.0f}, Cholesky {machine.factor / 1e9:.0f}, solver's products"
         f" {machine.solve / 1e9:.0f}, {machine.column * 1e6:.0f} µs per column of a unit; adding Grams"
         f" {machine.add / 1e9:.1f} GB/s; from one node to another {machine.link / 1e9:.2f} GB/s, into a store"
         f" {machine.store / 1e9:.2f} GB/s; {machine.task * 1e3:.1f} ms per task.",

@@ -51,11 +51,6 @@ class Shape:
         return self.item * self.weights
 
     @property
-    def early_bytes(self) -> int:
-        """Of one block on disk what windows go through before the last input is seen."""
-        return self.item * sum(rows * columns for rows, columns, name in self.linears if name != "down")
-
-    @property
     def gram_bytes(self) -> int:
         """One shard's Grams of one block, or the prepared factors of a block: as many numbers."""
         return FP32 * sum(width**2 for width in self.widths.values())
@@ -68,7 +63,7 @@ class Machine:
     Attributes:
         forward: operations per second of a block's matrix products, in the type that it is run in.
         gram: of XᵀX in fp32.
-        factor: of Cholesky and the triangular inverse in fp32.
+        factor: of Cholesky in fp32.
         solve: of the products in a solver, fp32.
         column: seconds that a solver needs for one column of one unit, whatever its rows: small calls.
         copy: bytes per second between host and device; infinite where blocks run on the host.
@@ -161,25 +156,21 @@ class Traffic:
 
 
 def traffic(shape: Shape, schedule: Schedule, nodes: int) -> Traffic:
-    """The engine's bytes: Grams of every shard, factors on every node, rows to the node that writes the block.
+    """The engine's bytes: Grams of every shard; factors and rows on every node, whose windows go on through them.
 
-    Rows of all turns but the last go to every node, whose windows go on through them. Spread evenly, as many of the
-    Grams and rows are on the right node already as chance puts there.
+    Spread evenly, as many of the Grams are on the right node already as chance puts there.
     """
     grams, factors, rows = schedule.shards * shape.gram_bytes, shape.gram_bytes, shape.block_bytes
-    elsewhere, late = 1 - 1 / nodes, rows - shape.early_bytes
-    return Traffic(
-        grams, factors, rows, round((grams + late) * elsewhere) + (factors + shape.early_bytes) * (nodes - 1)
-    )
+    return Traffic(grams, factors, rows, round(grams * (1 - 1 / nodes)) + (factors + rows) * (nodes - 1))
 
 
 def least_traffic(shape: Shape, schedule: Schedule, nodes: int) -> int:
-    """Every Gram once, every factor once per node, every row once."""
-    return schedule.shards * shape.gram_bytes + nodes * shape.gram_bytes + shape.block_bytes
+    """Every Gram once, every factor and every row once per node."""
+    return schedule.shards * shape.gram_bytes + nodes * (shape.gram_bytes + shape.block_bytes)
 
 
 def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str, float]:
-    """Seconds of every step of one block."""
+    """Seconds of every step of one block; of its writing, what the next block's steps do not hide."""
     workers, nodes = schedule.workers, schedule.nodes(machine)
     slowed = max(1.0, workers / (machine.cores or workers))  # more workers than cores take turns
     at_once = workers / slowed
@@ -199,27 +190,24 @@ def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str,
     per_unit = sum(FP32 * columns**2 for _, columns in units) / machine.copy
     solving = [rows * columns**2 / machine.solve + columns * machine.column for rows, columns in units]
     tasks = schedule.busiest * len(widths) * slowed + (len(widths) + len(units)) / at_once + 1
-    return {
-        "read the checkpoint": min(workers, machine.per_node)
-        * (2 * shape.block_bytes - shape.early_bytes)
-        / machine.read
-        * slowed
-        + (1 + 1 / workers) * shape.block_bytes / machine.read,
+    readers = min(workers, machine.per_node) * slowed  # each its own block; solves and who writes it once together
+    steps = {
+        "read the checkpoint": (readers + 1 + 1 / workers) * shape.block_bytes / machine.read,
         "forward": (2 * shape.weights * schedule.tokens + attention) * share / machine.forward,
         "Grams": sum(2 * width**2 for width in widths) * schedule.tokens * share / machine.gram,
         "Grams to the store": schedule.busiest * slowed * shape.gram_bytes * (1 / machine.copy + 1 / machine.store),
         "Grams over the network": received,
         "add up Grams": adding + shape.gram_bytes / machine.copy,
-        "prepare (Cholesky)": sum(width**3 * (1 / 3 + 1 / 3) for width in widths) / machine.factor,
+        "prepare (Cholesky)": sum(width**3 / 3 for width in widths) / machine.factor,
         "factors to every node": shape.gram_bytes / machine.store
         + math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link,
         "factors to the device": per_unit / at_once,
         "solve": max(max(solving), sum(solving) / at_once),  # no faster than the longest unit alone
-        "rows to who needs them": shape.block_bytes * (1 / machine.store / at_once + elsewhere / machine.link)
-        + math.ceil(math.log2(nodes)) * shape.early_bytes * elsewhere / machine.link,
-        "write the block": shape.block_bytes / machine.write_one,
+        "rows to every node": shape.block_bytes
+        * (1 / machine.store / at_once + math.ceil(math.log2(nodes)) * elsewhere / machine.link),
         "engine, per task": tasks * machine.task,
     }
+    return steps | {"write the block": max(0.0, shape.block_bytes / machine.write_one - sum(steps.values()))}
 
 
 def store_needed(shape: Shape, machine: Machine, schedule: Schedule) -> int:

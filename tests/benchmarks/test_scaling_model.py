@@ -52,13 +52,20 @@ def test_a_slower_part_makes_its_own_step_slower_and_no_other():
     schedule = replace(RECIPE, workers=16, shards=16)
     before = block_steps(LLAMA_70B, H100_NODES, schedule)
     for part, step in {
-        "gram": "Grams", "factor": "prepare (Cholesky)", "column": "solve", "write_one": "write the block",
+        "gram": "Grams", "factor": "prepare (Cholesky)", "column": "solve",
         "read": "read the checkpoint", "task": "engine, per task", "add": "add up Grams",
     }.items():  # fmt: skip
         rate = getattr(H100_NODES, part)
         slower = rate * 2 if part in ("column", "task") else rate / 2
         after = block_steps(LLAMA_70B, replace(H100_NODES, **{part: slower}), schedule)
         assert {name for name in after if after[name] > before[name]} == {step}
+
+
+def test_a_block_is_written_while_the_next_one_is_at_work():
+    schedule = replace(RECIPE, workers=16, shards=16)
+    assert block_steps(LLAMA_70B, H100_NODES, schedule)["write the block"] == 0
+    slow = replace(H100_NODES, write_one=1e6)
+    assert predict(LLAMA_70B, slow, schedule).block == pytest.approx(LLAMA_70B.block_bytes / 1e6)
 
 
 def test_more_workers_than_cores_take_turns():
@@ -97,13 +104,13 @@ def test_the_simulation_cuts_blocks_as_the_engine_does(directory):
 
 
 def test_bytes_are_those_that_ray_counts(directory):
-    counted = []
     with session(ClusterSpec(), cpus=2):
+        before = written()
         run_blocks(
-            stage_for(directory, SHORT), ClusterSpec(workers=2), 1, [],
-            lambda block, stored: counted.append(written()), lambda: False,
-        )  # fmt: skip
-    assert counted[1] - counted[0] == pytest.approx(traffic(SMALL, SHORT, nodes=1).all, rel=0.01)
+            stage_for(directory, SHORT), ClusterSpec(workers=2), 1, [], lambda block, stored: None, lambda: False
+        )
+        counted = written() - before
+    assert counted == pytest.approx(SMALL.blocks * traffic(SMALL, SHORT, nodes=1).all, rel=0.01)
 
 
 def test_a_made_checkpoint_is_a_stock_one_and_is_made_once(directory):
