@@ -1,12 +1,12 @@
 """Perplexity by solver and pattern, ours beside the peer's: `python benchmarks/quality.py MODEL TEXT [METHOD ...]`.
 
 MODEL is a Hugging Face directory (the demo's converted Gemma-3-270M lies under ~/.cache/karikomi/gguf), TEXT a text
-file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. Every result is a line of
-build/quality/shown.jsonl and is not measured again; the table goes into benchmarks/quality.md. Methods with an
+file. The first 32 windows of 512 tokens, each begun by BOS, calibrate; 24 later ones judge. `--others 1` and `2` take
+other 32 windows instead, for the second table: how much of a difference is chance. Every result is a line of
+build/quality/shown.jsonl and is not measured again; the tables go into benchmarks/quality.md. Methods with an
 allocation or with token weights look at the dense model first, on an embedded Ray with two workers, through the steps
-that a run takes; the seconds are those of pruning alone. The
-peer's rows are measured when --peer names the interpreter of its environment (peer/requirements.txt says how to make
-it).
+that a run takes; the seconds are those of pruning alone. The peer's rows are measured when --peer names the interpreter
+of its environment (peer/requirements.txt says how to make it).
 """
 
 import argparse
@@ -43,6 +43,7 @@ from workflows.steps import Journal
 SHOWN = ROOT / "build" / "quality" / "shown.jsonl"
 PAGE = ROOT / "benchmarks" / "quality.md"
 LENGTH, CALIBRATION, EVALUATION, LATER, SHARDS = 512, 32, 24, 200, 4
+CHOICES = 3  # of calibration windows; no window of one is in another, or judges
 COLUMNS = {
     "50 %": ("unstructured", 0.5),
     "60 %": ("unstructured", 0.6),
@@ -203,7 +204,31 @@ def table() -> str:
         lines.append(f"| {method.title} | {' | '.join(cells)} | {median_seconds(found)} |")
     versions = [one["versions"] for one in shown.values() if "versions" in one]
     told = ", ".join(f"{name} {version}" for name, version in versions[-1].items()) if versions else "not measured yet"
-    return "\n".join([*lines, "", f"The peer: {told}."])
+    return "\n".join([*lines, "", f"The peer: {told}.", *repeated()])
+
+
+def cell_of(column: str, others: int) -> str:
+    """The name under which a column's results are kept, with the first windows or with others."""
+    return f"{column}, windows {others}" if others else column
+
+
+def repeated() -> list[str]:
+    """Perplexity with every choice of calibration windows, where a method was measured with all of them."""
+    shown = by_cell(SHOWN)
+    lines = []
+    for column in COLUMNS:
+        for name, method in METHODS.items():
+            found = [shown.get((name, cell_of(column, others))) for others in range(CHOICES)]
+            values = [one["perplexity"] for one in found if one]
+            if len(values) == CHOICES:
+                each = " | ".join(f"{value:.2f}" for value in values)
+                lines.append(
+                    f"| {method.title}, {column} | {each} | {np.mean(values):.2f} | {np.ptp(values):.2f} |"
+                )  # fmt: skip
+    if not lines:
+        return []
+    choices = " | ".join(f"windows {CALIBRATION * one}–{CALIBRATION * (one + 1) - 1}" for one in range(CHOICES))
+    return ["", f"| calibrated on | {choices} | mean | spread |", f"|---|{'---|' * (CHOICES + 2)}", *lines]
 
 
 def main() -> None:
@@ -213,6 +238,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("methods", nargs="*", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--others", type=int, default=0, choices=range(CHOICES), help="calibrate on other windows")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter of the peer's environment")
     asked = parser.parse_args()
     if not asked.peer:
@@ -220,18 +246,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = resolve_source(asked.model, Path(temporary))
         tokenizer, text = load_tokenizer(source), asked.text.read_text()
-        calibration = windows_of(text, tokenizer, 0, CALIBRATION)
+        calibration = windows_of(text, tokenizer, asked.others * CALIBRATION, CALIBRATION)
         evaluation = windows_of(text, tokenizer, LATER, EVALUATION)
         store = open_store(str(SHOWN.parent / "store"))
-        stored = store.put("windows", to_parquet({"calibration": calibration}))
+        stored = store.put(f"windows-{asked.others}", to_parquet({"calibration": calibration}))
         dense = ModelState(source=source.uri, source_digest=source.digest, config=source.config, store=store.uri)
         journal = Journal(store, "quality", lambda event: print(event, flush=True))
         if ("dense", "") not in by_cell(SHOWN):
             keep(SHOWN, {"method": "dense", "column": "", "perplexity": perplexity(dense, evaluation), "seconds": 0.0})
         for column in asked.columns:
             for name in asked.methods:
-                method, (pattern, sparsity) = METHODS[name], COLUMNS[column]
-                if (name, column) in by_cell(SHOWN) or (method.allocation and pattern != "unstructured"):
+                method, (pattern, sparsity), cell = METHODS[name], COLUMNS[column], cell_of(column, asked.others)
+                if (name, cell) in by_cell(SHOWN) or (method.allocation and pattern != "unstructured"):
                     continue
                 if method.peer:
                     out = Path(temporary) / "peer"
@@ -243,7 +269,7 @@ def main() -> None:
                     stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares, norms)
                     after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
-                keep(SHOWN, {"method": name, "column": column, "perplexity": perplexity(after, evaluation), **told})
+                keep(SHOWN, {"method": name, "column": cell, "perplexity": perplexity(after, evaluation), **told})
     put(PAGE, f"{table()}\n\nAs of {date.today()}.")
 
 
