@@ -260,7 +260,7 @@ def _attempt(
         warm_up.options(**resources).remote(shared)
     turns = work.turns()
     at_work: list[Any] = []
-    last: dict[int, list[Any]] = {}  # of each block's last turn, until the next block is lined up
+    last: list[Any] = []  # results of the last turn of the block that was lined up last
     try:
         while len(blocks) < work.block_count:
             if stop():
@@ -268,8 +268,7 @@ def _attempt(
             block = len(blocks)
             while len(at_work) < min(work.lookahead, work.block_count - block):
                 new = block + len(at_work)
-                before = last.pop(new - 1, []) if work.flows_on else []
-                written, last[new] = _written(work, shared, workers, new, turns, list(blocks), before, resources)
+                written, last = _written(work, shared, workers, new, turns, list(blocks), last, resources)
                 at_work.append(written)
             try:
                 note(block, awaited(at_work.pop(0), group, spec, f"block {block} of {work.block_count}"))
@@ -277,6 +276,7 @@ def _attempt(
                 if not isinstance(cause_of(error), NotWritten):
                     raise
                 at_work.clear()
+                last = []
     except RayError as error:
         raise ours(error, f"block {len(blocks)} of {work.block_count}") from error
     finally:
@@ -322,9 +322,9 @@ def _written(
     before: Sequence[Any],
     resources: dict[str, Any],
 ) -> tuple[Any, list[Any]]:
-    """References to one block's file and to the results of its last turn; all that leads to them is lined up at once.
+    """References to one block's file and, of work that flows on, to its last turn's results; all is lined up at once.
 
-    `before` are those of the block before, if they are at hand.
+    `before` are such results of the block before, if they are at hand.
     """
     solved: list[list[Any]] = []
     for units in turns:
@@ -337,7 +337,7 @@ def _written(
     refined = None
     if work.rounds:
         refined = _refined(cast(RoundedWork, work), shared, workers, block, results, finished, resources)
-    return assemble.options(**resources).remote(shared, block, refined, *results), solved[-1]
+    return assemble.options(**resources).remote(shared, block, refined, *results), solved[-1] if work.flows_on else []
 
 
 def _prepared(
