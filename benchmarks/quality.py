@@ -222,9 +222,7 @@ def repeated() -> list[str]:
             values = [one["perplexity"] for one in found if one]
             if len(values) == CHOICES:
                 each = " | ".join(f"{value:.2f}" for value in values)
-                lines.append(
-                    f"| {method.title}, {column} | {each} | {np.mean(values):.2f} | {np.ptp(values):.2f} |"
-                )  # fmt: skip
+                lines.append(f"| {method.title}, {column} | {each} | {np.mean(values):.2f} | {np.ptp(values):.2f} |")
     if not lines:
         return []
     choices = " | ".join(f"windows {CALIBRATION * one}–{CALIBRATION * (one + 1) - 1}" for one in range(CHOICES))

@@ -108,7 +108,8 @@ def inverse(gram: Tensor, damping: float) -> Tensor:
     Raises:
         ValueError: no Gram, or not positive definite even with the last damping.
     """
-    return torch.cholesky_inverse(_cholesky(gram, damping, reverse=False))
+    factor = _cholesky(gram, damping, reverse=False)
+    return torch.cholesky_inverse(factor, out=factor)  # beside the Gram one matrix, as for the factor
 
 
 def with_rising_damping(attempt: Callable[[float], Found | None], damping: float) -> Found:
