@@ -63,7 +63,7 @@ def plain(directory: Path, schedule: Schedule) -> dict:
 
     Of every group of units with one width the seconds stand alone, to tell the solver's products from its calls.
     """
-    from workflows.observing import move_on
+    from workflows.observing import move_on, summed
 
     stage = stage_for(directory, schedule)
     stage.setup()
@@ -93,7 +93,7 @@ def plain(directory: Path, schedule: Schedule) -> dict:
                 ],
             )
             width = len(parts[0])
-            timed("add", lambda parts=parts: sum(parts[1:], parts[0].copy()))
+            timed("add", lambda parts=parts: summed(parts, stage.device))
             prepared = timed(f"prepare {width}", lambda group=group, parts=parts: stage.prepare(group, parts))
             solved.append(
                 [

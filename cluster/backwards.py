@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.errors import Cancelled
 from cluster.freed import giving_back
-from cluster.layerwise import RETRIES, awaited, dismiss, half_bundle, spread, with_gangs
+from cluster.gangs import RETRIES, awaited, dismiss, half_bundle, spread, with_gangs
 from cluster.losses import ours
 from cluster.spec import ClusterSpec
 from cluster.work import ShardedWork

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from cluster.errors import Cancelled, Unavailable
 from cluster.freed import giving_back
+from cluster.gangs import shortage
 from cluster.losses import AGAIN, ours
-from cluster.session import shortage
 
 RETRIES = 3
 DRIVER_CPUS = "KARIKOMI_DRIVER_CPUS"  # variable of a submitted driver: the CPUs that it holds on its node

@@ -1,4 +1,4 @@
-"""Attach to a Ray cluster, or start the embedded one; reserve a gang of workers, or say why not."""
+"""Attach to a Ray cluster, or start the embedded one."""
 
 import json
 import logging
@@ -6,17 +6,15 @@ import os
 import secrets
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.credentials import for_workers
 from cluster.disk import is_full, not_written
-from cluster.errors import Cancelled, Unavailable
+from cluster.errors import Unavailable
 from cluster.freed import ALLOCATOR
 from cluster.spec import ClusterSpec
 
@@ -32,8 +30,6 @@ KEEP_WORKERS = {"idle_worker_killing_time_threshold_ms": 60_000}
 
 # Ray repeats a task that it killed for memory without end; so the run would hang instead of saying why.
 BOUNDED_RETRIES = {"task_oom_retries": 5}
-
-LOOK_AGAIN = 1.0  # seconds between looks at whether the user gave up waiting
 
 
 @contextmanager
@@ -93,39 +89,3 @@ def worker_environment() -> dict[str, Any]:
     tenant = for_workers()
     mine = WORKER_ENVIRONMENT | tenant.get("env_vars", {})
     return tenant | {"env_vars": {name: value for name, value in mine.items() if name not in told}}
-
-
-@contextmanager
-def gang(spec: ClusterSpec, cpus_per_worker: int, stop: Callable[[], bool]) -> Iterator[PlacementGroup]:
-    """Reserves one bundle per worker, all or none, and gives them back at the end.
-
-    Raises:
-        Unavailable: they cannot be had within `spec.wait_seconds`; says what was asked and what there is.
-        Cancelled: `stop` said so while waiting.
-    """
-    bundle = {"CPU": float(cpus_per_worker)}
-    if spec.gpus_per_worker:
-        bundle["GPU"] = spec.gpus_per_worker
-    group = placement_group([bundle] * spec.workers, strategy="SPREAD")
-    try:
-        deadline = time.monotonic() + spec.wait_seconds
-        while not group.wait(min(spec.wait_seconds, LOOK_AGAIN)):
-            if stop():
-                raise Cancelled("stopped while waiting for machines")
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    shortage(bundle, spec.workers, ray.cluster_resources(), ray.available_resources()),
-                    f"Ask for less (cluster.workers is {spec.workers}), or run it again when machines are free.",
-                )
-        yield group
-    finally:
-        remove_placement_group(group)
-
-
-def shortage(bundle: dict[str, float], workers: int, total: dict[str, float], free: dict[str, float]) -> str:
-    """What was asked, what there is and what is taken, in one sentence."""
-    parts = [
-        f"{name}: asked {workers} x {amount:g}, cluster has {total.get(name, 0):g}, free {free.get(name, 0):g}"
-        for name, amount in bundle.items()
-    ]
-    return f"no room for {workers} workers ({'; '.join(parts)})"

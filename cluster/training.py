@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import Cancelled, KarikomiError, Unavailable
-from cluster.session import shortage
+from cluster.gangs import shortage
 
 ATTEMPTS = 3  # a group that lost a rank is started again, from the step's beginning, so often in all
 LOOK_AGAIN = 0.5  # seconds

@@ -88,7 +88,7 @@ class PruneStage(PrunedStates):
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
-        total = summed(parts).to(self.device)
+        total = summed(parts, self.device)
         if self.pattern == "ffn":
             return (total.cpu().numpy(),)
         prepared = SOLVERS[self.solver.name].prepare(total, self.solver.damping)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from cluster.layerwise import spread
+from cluster.gangs import spread
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store

@@ -65,6 +65,8 @@ def inputs_of(
 ) -> Iterator[np.ndarray]:
     """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), shard by shard and group by group.
 
+    Of a Gram only the upper triangle; `summed` makes it whole.
+
     Args:
         module: a block that halts where the linears read.
         shards: each shard's windows on their way through the block; they go on until the last of the linears reads.
@@ -95,21 +97,18 @@ def inputs_of(
                     add_inputs(sums[name], inputs)
                 left.discard(name)
             del inputs  # the pass lets go of it before this loop would
-        if not only_diagonal:
-            for total in sums.values():
-                mirror(total)
         for kind in same_kind(groups):
             shrink([sums[name] for name in kind], choices)
         for name in groups:
             yield sums[name].cpu().numpy()
 
 
-def summed(parts: Sequence[np.ndarray]) -> torch.Tensor:
-    """The sum of the shards' statistics, in shard order, as a new tensor."""
+def summed(parts: Sequence[np.ndarray], device: str) -> torch.Tensor:
+    """The sum of the shards' statistics, in shard order, as a new tensor on a device; Grams are whole then."""
     total = torch.from_numpy(parts[0].copy())
     for part in parts[1:]:
         total += torch.from_numpy(part)
-    return total
+    return mirror(total.to(device)) if total.ndim > 1 else total.to(device)
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ class ScoreStage(OwnStates):
 
     def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The Gram (or its diagonal); then the diagonal of the inverse, and what the solver makes of the Gram."""
-        total = summed(parts).to(self.device)
+        total = summed(parts, self.device)
         found: list[Tensor] = [total]
         if self.gammas is not None:
             found.append(inverse_diagonal(total, self.solver.damping))

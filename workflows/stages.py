@@ -7,7 +7,8 @@ from typing import Any, Literal, cast
 import torch
 
 from cluster.errors import InputError
-from cluster.layerwise import run_blocks, spread
+from cluster.gangs import spread
+from cluster.layerwise import run_blocks
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store

@@ -4,8 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 
+from cluster import gangs as made_of_machines
 from cluster import layerwise
-from cluster.layerwise import GANGS, run_blocks
+from cluster.gangs import GANGS
+from cluster.layerwise import run_blocks
 from cluster.losses import MachinesLost
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored
@@ -33,7 +35,7 @@ def gangs(monkeypatch):
                 raise MachinesLost("gone", "again")
 
         monkeypatch.setattr(layerwise, "_attempt", attempt)
-        monkeypatch.setattr(layerwise, "gang", lambda spec, cpus, stop: nullcontext())
+        monkeypatch.setattr(made_of_machines, "gang", lambda spec, cpus, stop: nullcontext())
         run_blocks(FourBlocks(), ClusterSpec(), 1, [], lambda block, stored: told.append(block), lambda: False)
         return begun, told
 

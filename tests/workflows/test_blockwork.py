@@ -17,6 +17,7 @@ from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
+from workflows.observing import summed
 from workflows.pruning.ffn import remove_channels
 from workflows.pruning.patterns import parse
 from workflows.pruning.refit import refit
@@ -195,7 +196,7 @@ def test_swaps_follow_the_solver_and_the_refit(tmp_path, name, steps):
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     parts = [part.copy() for part in stage.statistics(0, shards, [unit.group])]
     linear, found = stage.solve(0, unit, stage.prepare(unit.group, parts))
-    gram = sum(torch.from_numpy(part) for part in parts)
+    gram = summed(parts, "cpu")
     weight = Checkpoint(stage.before).read_linear_rows(0, unit.linear, unit.start, unit.stop)
     solved = SOLVERS[name].solve(weight, SOLVERS[name].prepare(gram, stage.solver.damping), "2:4", 0.5)
     hessian = damped(gram, stage.solver.damping)

@@ -24,6 +24,7 @@ from workflows.memory import worker_memory
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.state import ModelState
 from workflows.models.whole import load_model
+from workflows.observing import summed
 from workflows.pruning.patterns import verify
 from workflows.recipe import Recipe, Recovery, Solver
 from workflows.scoring.token_weights import token_weights
@@ -87,7 +88,7 @@ def test_grams_are_those_of_the_whole_model_on_unpadded_sentences(base):
     found = [one.copy() for one in stage.statistics(0, shards, groups)]
     assert sorted({unit.group for unit in stage.units()}) == sorted(groups)
     for place, name in enumerate(groups):
-        gram = sum(torch.from_numpy(one) for one in found[place :: len(groups)])
+        gram = summed(found[place :: len(groups)], "cpu")
         seen = torch.cat(inputs[name])
         assert len(seen) == sum(map(len, stage._tokens)), "padding was counted"
         assert torch.allclose(gram, seen.T @ seen, rtol=1e-4, atol=1e-4)
@@ -241,6 +242,7 @@ def test_tokens_of_texts_of_any_lengths_are_weighed_by_their_gradients(base):
     weighed = PruneStage(**stage.__getstate__() | {"norms": put_gradients(store, "gradients", found)})
     weighed.setup()
     shards = {shard: weighed.open_shard(shard) for shard in range(SHARDS)}
-    parts = [torch.from_numpy(one.copy()) for one in weighed.statistics(0, shards, ["attention.self.query"])]
+    parts = [one.copy() for one in weighed.statistics(0, shards, ["attention.self.query"])]
     inputs = torch.cat([window[0] for shard in shards.values() for window in shard.hidden])
-    torch.testing.assert_close(sum(parts), inputs.T @ (inputs * weights[:, None]), rtol=1e-4, atol=1e-4)
+    wanted = inputs.T @ (inputs * weights[:, None])
+    torch.testing.assert_close(summed(parts, "cpu"), wanted, rtol=1e-4, atol=1e-4)

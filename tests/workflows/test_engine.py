@@ -10,8 +10,8 @@ from test_blockwork import make_stage
 from test_token_weights import weigh
 
 from cluster.errors import Cancelled, Unavailable
-from cluster.layerwise import run_blocks, spread
-from cluster.session import gang
+from cluster.gangs import gang, spread
+from cluster.layerwise import run_blocks
 from cluster.spec import ClusterSpec
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.recipe import Recovery

@@ -10,6 +10,7 @@ from cluster.storage import open_store
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.gradient_files import Importance, put_gradients, read_norms
 from workflows.importance import check_norms
+from workflows.observing import summed
 from workflows.recipe import Recipe
 from workflows.scored import ScoreStage
 from workflows.scoring.gram import add_inputs, mirror
@@ -44,8 +45,8 @@ def gathered(stage) -> dict[str, torch.Tensor]:
             shards[shard].hidden = one.hidden
     else:
         stage.advance(0, None, (), shards)
-    parts = [torch.from_numpy(part.copy()) for part in stage.statistics(1, shards, groups)]
-    return {name: sum(parts[number :: len(groups)]) for number, name in enumerate(groups)}
+    parts = [part.copy() for part in stage.statistics(1, shards, groups)]
+    return {name: summed(parts[number :: len(groups)], "cpu") for number, name in enumerate(groups)}
 
 
 @torch.no_grad()
