@@ -140,8 +140,8 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
         solved: list[list] = []
         for units in stage.turns():
             groups = sorted({unit.group for unit in units if unit.group})
-            parts = [part.copy() for part in stage.statistics(block, shards, groups, solved)] if groups else []
-            prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
+            sums = list(stage.statistics(block, shards, groups, solved)) if groups else []
+            prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
             solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = [one for turn in solved for one in turn]
         refined = None

@@ -63,7 +63,9 @@ def plain(directory: Path, schedule: Schedule) -> dict:
 
     Of every group of units with one width the seconds stand alone, to tell the solver's products from its calls.
     """
-    from workflows.observing import move_on, summed
+    import numpy as np
+
+    from workflows.observing import move_on
 
     stage = stage_for(directory, schedule)
     stage.setup()
@@ -86,15 +88,13 @@ def plain(directory: Path, schedule: Schedule) -> dict:
         solved: list[list] = []
         for units in stage.turns():
             (group,) = {unit.group for unit in units}
-            parts = timed(
+            (total,) = timed(
                 "statistics",
-                lambda block=block, group=group, solved=solved: [
-                    one.copy() for one in stage.statistics(block, shards, [group], solved)
-                ],
+                lambda block=block, group=group, solved=solved: list(stage.statistics(block, shards, [group], solved)),
             )
-            width = len(parts[0])
-            timed("add", lambda parts=parts: summed(parts, stage.device))
-            prepared = timed(f"prepare {width}", lambda group=group, parts=parts: stage.prepare(group, parts))
+            width = len(total)
+            timed("add", lambda total=total: np.add(total, total))
+            prepared = timed(f"prepare {width}", lambda group=group, total=total: stage.prepare(group, total))
             solved.append(
                 [
                     timed(f"solve {width}", lambda unit=unit, block=block, own=prepared: stage.solve(block, unit, own))
@@ -227,11 +227,12 @@ def machine_from(shape: Shape, schedule: Schedule, found: dict, transfer: dict) 
         name="this machine, one thread",
         forward=forward / seconds["forward"],
         gram=grams / max(1e-9, seconds["statistics"] + seconds["advance"] - seconds["read"] - seconds["forward"]),
-        factor=factors / max(1e-9, preparing - seconds["add"]),
+        factor=factors / preparing,
         solve=1 / per_operation if per_operation else float("inf"),
         column=column,
         copy=float("inf"),
-        add=schedule.shards * shape.gram_bytes / seconds["add"],
+        add=shape.gram_bytes / seconds["add"],
+        add_here=shape.gram_bytes / seconds["add"],
         store=transfer["store"],
         link=transfer["link"],
         read=shape.block_bytes / seconds["read"],

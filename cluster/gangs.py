@@ -127,6 +127,14 @@ def dismiss(workers: Sequence[Any]) -> None:
             ray.kill(worker)
 
 
+def by_node(group: PlacementGroup) -> list[list[int]]:
+    """Numbers of the bundles that each node holds."""
+    nodes: dict[str, list[int]] = {}
+    for number, node in sorted(placement_group_table(group)["bundles_to_node_id"].items()):
+        nodes.setdefault(node, []).append(number)
+    return list(nodes.values())
+
+
 def half_bundle(group: PlacementGroup, number: int = -1) -> dict[str, Any]:
     """Ray options for something that takes half of one worker's bundle: of bundle `number`, or of any."""
     bundle = group.bundle_specs[0]

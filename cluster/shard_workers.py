@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import ray
 
 from cluster.freed import giving_back
 from cluster.gangs import RETRIES
 from cluster.storage import Stored
+from cluster.sums import Span, added
 from cluster.work import BlockWork, RoundedWork, Unit
 
 
@@ -45,7 +47,7 @@ class ShardWorker:
         earlier: Sequence[Any],
         *last: Any,
     ) -> Iterator[Any]:
-        """Statistics of some inputs of one block, after catching up to it.
+        """Statistics of some inputs of one block, after catching up to it; see `BlockWork.statistics`.
 
         Args:
             block: which one.
@@ -83,11 +85,21 @@ def warm_up(work: BlockWork) -> None:
 
 
 @ray.remote(max_retries=RETRIES)
-def prepare(work: BlockWork, group: str, *parts: Any) -> Any:
-    """See `BlockWork.prepare`."""
+def add_up(spans: Sequence[Span], branches: Sequence[Span], *parts: np.ndarray) -> Any:
+    """Sums over some branches, of sums over spans within them."""
+    with giving_back():
+        found = dict(zip(spans, parts, strict=True))
+        sums = [added(found, branch) for branch in branches]
+        return sums if len(sums) > 1 else sums[0]
+
+
+@ray.remote(max_retries=RETRIES)
+def prepare(work: BlockWork, group: str, spans: Sequence[Span], *parts: np.ndarray) -> Any:
+    """See `BlockWork.prepare`; parts are sums over spans of shards, and all of them together."""
     work.setup()
     with giving_back():
-        return work.prepare(group, parts)
+        total = added(dict(zip(spans, parts, strict=True)), (0, work.shard_count))
+        return work.prepare(group, np.require(total, requirements="W"))  # a part is the store's own
 
 
 @ray.remote(max_retries=RETRIES)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from cluster.storage import Stored
 
 
@@ -65,11 +67,14 @@ class BlockWork(ShardedWork, Protocol):
 
     def statistics(
         self, block: int, shards: Mapping[int, Any], groups: Sequence[str], solved: Sequence[Sequence[Any]]
-    ) -> Iterator[Any]:
-        """Yields shard by shard, and for each shard group by group; `solved` are the turns' results before."""
+    ) -> Iterator[np.ndarray]:
+        """Yields sums over shards: branch by branch of those that lie in `shards`, and for each group by group.
 
-    def prepare(self, group: str, parts: Sequence[Any]) -> Any:
-        """Sums the shards' statistics and makes of them what `solve` needs."""
+        `solved` are the turns' results before; branches are those of `cluster.sums`.
+        """
+
+    def prepare(self, group: str, total: np.ndarray) -> Any:
+        """Makes of the sum over all shards, which it may change, what `solve` needs."""
 
     def solve(self, block: int, unit: Any, prepared: Any) -> Any:
         """Solves one unit."""

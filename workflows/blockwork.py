@@ -13,7 +13,7 @@ from cluster.storage import Stored, open_store
 from workflows.following import PrunedStates, Shard
 from workflows.models.checkpoint import Checkpoint, block_file
 from workflows.models.families import Family, family_of
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.passing import OwnStates
 from workflows.pruning import ffn, patterns, recovery
 from workflows.pruning.rows import prune_rows
@@ -86,14 +86,14 @@ class PruneStage(PrunedStates):
             for start, stop in chunks(one.rows, self.solver.rows, tile)
         ]
 
-    def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Sums the shards' statistics in shard order; then what the solver makes of the sum, once per input."""
-        total = summed(parts, self.device)
+    def prepare(self, group: str, total: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What the solver makes of an input's statistics, once for all who read it."""
+        statistic = completed(total, self.device)
         if self.pattern == "ffn":
-            return (total.cpu().numpy(),)
-        prepared = SOLVERS[self.solver.name].prepare(total, self.solver.damping)
+            return (statistic.cpu().numpy(),)
+        prepared = SOLVERS[self.solver.name].prepare(statistic, self.solver.damping)
         if self.solver.goes_on:
-            prepared = (*prepared, damped(total, self.solver.damping))
+            prepared = (*prepared, damped(statistic, self.solver.damping))
         return tuple(one.cpu().numpy() for one in prepared)
 
     def solve(self, block: int, unit: RowChunk, prepared: Sequence[np.ndarray] | None) -> Any:

@@ -134,7 +134,7 @@ class PrunedStates(Observing):
     def statistics(
         self, block: int, shards: Mapping[int, Shard], groups: Sequence[str], solved: Sequence[Sequence[Any]] = ()
     ) -> Iterator[np.ndarray]:
-        """Grams [in, in] fp32 (or their diagonals [in]), shard by shard and group by group.
+        """Grams [in, in] fp32 (or their diagonals [in]), branch by branch and group by group.
 
         Windows go on from where the turn before left them, or through the whole block if this process does not hold
         them there.
@@ -148,7 +148,8 @@ class PrunedStates(Observing):
                 replace(halted[0].module, self._changed(block, results))
         yield from inputs_of(
             halted[0].module,
-            [one.passes for one in halted],
+            {shard: one.passes for shard, one in zip(shards, halted, strict=True)},
+            self._spans(shards),
             groups,
             self._choices,
             weights=self._weights(block, shards),

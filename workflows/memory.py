@@ -9,6 +9,7 @@ from torch import nn
 
 from cluster.freed import KEPT
 from cluster.spec import ClusterSpec
+from workflows.models.expert_names import place_of
 from workflows.models.experts import prunable
 from workflows.models.families import Family, family_of
 from workflows.models.whole import empty_model, layers_of
@@ -29,7 +30,8 @@ class WorkerMemory:
             them, or scoring what the block at hand made of them.
         halted: what windows within a block keep while linears before them are pruned: what the down projection will
             read, or queries, keys, values and what attention made of them.
-        grams: statistics of one block, one per distinct input.
+        grams: statistics of the inputs that are looked at together: those of one turn, where linears see pruned states,
+            else those of a block. As many times as sums over some of the worker's shards wait for each other.
         gradients: of one block's weights, for block recovery; when they are made, the statistics are gone.
         boundaries: what enters each block, kept for the way back of a gradient pass; more than that is spilled.
     """
@@ -74,7 +76,7 @@ def worker_memory(config: dict[str, Any], recipe: Recipe, cluster: ClusterSpec) 
         halted=hidden * _halted_widths(block, config) // int(config["hidden_size"])
         if recipe.propagate == "pruned" and recipe.target.pattern != "ffn"
         else 0,
-        grams=4 * sum(statistic_size(width, recipe) for width in input_widths(block, recipe, family_of(config))),
+        grams=4 * _statistics(block, recipe, family_of(config)) * _sums(recipe, cluster),
         gradients=4 * parameters if recipe.recovery else 0,
         boundaries=min(int(cluster.spill_above_gib * GIB), hidden * int(config["num_hidden_layers"]))
         if recipe.needs_gradients
@@ -91,17 +93,25 @@ def _halted_widths(block: nn.Module, config: dict[str, Any]) -> int:
     return max(hidden + widest, 4 * hidden)
 
 
-def input_widths(block: nn.Module, recipe: Recipe, family: Family) -> list[int]:
-    """Widths of the distinct inputs whose statistics are kept (q, k, v share one, gate and up share one)."""
-    linears = {name: one.in_features for name, one in prunable(block).items()}
-    if recipe.target.pattern == "ffn":
-        return [linears[family.ffn_output]]
-    return [width for name, width in linears.items() if not name.endswith(family.followers)]
+def _statistics(block: nn.Module, recipe: Recipe, family: Family) -> int:
+    """Numbers in the statistics of inputs that are looked at together."""
+    by_turn: dict[str, int] = {}
+    for name, one in prunable(block).items():
+        if recipe.target.pattern == "ffn" and name == family.ffn_output:
+            return one.in_features**2
+        if not name.endswith(family.followers):  # q, k and v share an input, and gate and up another one
+            by_turn[place_of(name)] = by_turn.get(place_of(name), 0) + _statistic_size(one.in_features, recipe)
+    turn_by_turn = recipe.propagate == "pruned" and not recipe.needs_scores
+    return max(by_turn.values()) if turn_by_turn else sum(by_turn.values())
 
 
-def statistic_size(width: int, recipe: Recipe) -> int:
+def _statistic_size(width: int, recipe: Recipe) -> int:
     """Numbers in one input's statistics."""
-    if recipe.target.pattern == "ffn":
-        return width * width
     statistic = statistic_for(recipe.solver.name, recipe.solver.goes_on)
     return {"none": 0, "diagonal": width, "gram": width * width}[statistic]
+
+
+def _sums(recipe: Recipe, cluster: ClusterSpec) -> int:
+    """Sums that a worker holds at once, as `cluster.sums` has it: one at each level of the tree over its shards."""
+    shards = math.ceil(recipe.data.shards / cluster.workers)
+    return 1 + (shards - 1).bit_length()

@@ -1,6 +1,6 @@
 """What a block's linears read: Grams of their inputs, gathered while calibration windows go through the block."""
 
-from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cluster.storage import Stored
+from cluster.sums import Span, branches, halves
 from workflows.calibrated import Calibrated
 from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
@@ -30,13 +31,17 @@ class Observing(Calibrated):
 
     norms: Stored | None
 
-    def _weights(self, block: int, shards: Collection[int]) -> list[Sequence[torch.Tensor] | None]:
+    def _weights(self, block: int, shards: Collection[int]) -> dict[int, Sequence[torch.Tensor] | None]:
         """How much the tokens of each shard count in a block, for each window [length] fp32; see `inputs_of`."""
         if self.norms is None:
-            return [None for _ in shards]
+            return dict.fromkeys(shards)
         weights = token_weights(read_norms(self.before.store, self.norms.key, block)).to(self.device)
         windows = weights.flatten().split([len(tokens) for tokens in self._tokens])
-        return [[windows[window] for window in self._of_shard(shard)] for shard in shards]
+        return {shard: [windows[window] for window in self._of_shard(shard)] for shard in shards}
+
+    def _spans(self, shards: Collection[int]) -> list[Span]:
+        """Those of neighbouring shards over which statistics are added up."""
+        return branches((min(shards), max(shards) + 1), (0, self.shard_count))
 
     def units(self) -> list[Any]:
         """What is done to a block, see `cluster.work.Unit`."""
@@ -56,34 +61,41 @@ class Observing(Calibrated):
 @torch.no_grad()
 def inputs_of(
     module: nn.Module,
-    shards: Sequence[Iterable[Pass]],
+    shards: Mapping[int, Iterable[Pass]],
+    spans: Sequence[Span],
     groups: Sequence[str],
     choices: int,
     *,
-    weights: Sequence[Sequence[torch.Tensor] | None],
+    weights: Mapping[int, Sequence[torch.Tensor] | None],
     only_diagonal: bool,
 ) -> Iterator[np.ndarray]:
-    """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), shard by shard and group by group.
+    """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), span by span and group by group.
 
-    Of a Gram only the upper triangle; `summed` makes it whole.
+    Of a Gram only the upper triangle; `completed` does the rest.
 
     Args:
         module: a block that halts where the linears read.
         shards: each shard's windows on their way through the block; they go on until the last of the linears reads.
+        spans: of shards, over which to add up.
         groups: linears whose inputs are meant; other readers of the same inputs need no Gram of their own.
         choices: how often an expert of the block is chosen in all shards together; Grams of experts are shrunk.
-        weights: how much tokens count, for each shard and window [length]; None: all the same.
+        weights: how much tokens count, for each shard, window by window [length]; None: all the same.
         only_diagonal: whether diagonals are enough.
     """
     linears = {name: cast(nn.Linear, module.get_submodule(name)) for name in groups}
-    sums = {
-        name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=linear.weight.device)
-        for name, linear in linears.items()
-    }
-    for passes, own in zip(shards, weights, strict=True):
-        for total in sums.values():
-            total.zero_()
-        for number, one in enumerate(passes):
+    spare: list[dict[str, torch.Tensor]] = []  # Grams are large: one that is added or handed on is filled again
+
+    def empty() -> dict[str, torch.Tensor]:
+        if spare:
+            return {name: total.zero_() for name, total in spare.pop().items()}
+        return {
+            name: torch.zeros((linear.in_features,) * (1 if only_diagonal else 2), device=linear.weight.device)
+            for name, linear in linears.items()
+        }
+
+    def of_shard(shard: int) -> dict[str, torch.Tensor]:
+        sums, own = empty(), weights[shard]
+        for number, one in enumerate(shards[shard]):
             left = set(groups)
             while left:
                 name, inputs, tokens = next(one)
@@ -99,16 +111,28 @@ def inputs_of(
             del inputs  # the pass lets go of it before this loop would
         for kind in same_kind(groups):
             shrink([sums[name] for name in kind], choices)
+        return sums
+
+    def over(span: Span) -> dict[str, torch.Tensor]:
+        if span[1] - span[0] == 1:
+            return of_shard(span[0])
+        first, second = map(over, halves(span))
+        for name, total in first.items():
+            total += second[name]
+        spare.append(second)
+        return first
+
+    for span in spans:
+        sums = over(span)
         for name in groups:
             yield sums[name].cpu().numpy()
+        spare.append(sums)
 
 
-def summed(parts: Sequence[np.ndarray], device: str) -> torch.Tensor:
-    """The sum of the shards' statistics, in shard order, as a new tensor on a device; Grams are whole then."""
-    total = torch.from_numpy(parts[0].copy())
-    for part in parts[1:]:
-        total += torch.from_numpy(part)
-    return mirror(total.to(device)) if total.ndim > 1 else total.to(device)
+def completed(total: np.ndarray, device: str) -> torch.Tensor:
+    """Statistics of all shards on a device; a Gram is completed, in place on a CPU."""
+    found = torch.from_numpy(total).to(device)
+    return mirror(found) if found.ndim > 1 else found
 
 
 @torch.no_grad()

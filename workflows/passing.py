@@ -60,9 +60,9 @@ class OwnStates(Observing):
     def statistics(
         self, block: int, shards: Mapping[int, Passing], groups: Sequence[str], solved: Sequence[Sequence[Any]] = ()
     ) -> Iterator[np.ndarray]:
-        """Grams [in, in] fp32, or their diagonals [in] where that is enough, shard by shard and group by group."""
+        """Grams [in, in] fp32, or their diagonals [in] where that is enough, branch by branch and group by group."""
         module = halting(self._decoder.block(block), groups)
-        moved: list[list[torch.Tensor]] = [[] for _ in shards]
+        moved: dict[int, list[torch.Tensor]] = {number: [] for number in shards}
 
         def passes(hidden: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> Iterator[Pass]:
             for one in hidden:
@@ -72,11 +72,12 @@ class OwnStates(Observing):
 
         yield from inputs_of(
             module,
-            [passes(shard.hidden, outputs) for shard, outputs in zip(shards.values(), moved, strict=True)],
+            {number: passes(shards[number].hidden, outputs) for number, outputs in moved.items()},
+            self._spans(shards),
             groups,
             self._choices,
             weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
-        for shard, outputs in zip(shards.values(), moved, strict=True):
-            shard.after = outputs
+        for number, outputs in moved.items():
+            shards[number].after = outputs

@@ -20,7 +20,7 @@ from workflows.blockwork import RowChunk, chunks
 from workflows.gradient_files import read_gammas
 from workflows.level_files import level_file
 from workflows.models.checkpoint import Checkpoint
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.passing import OwnStates
 from workflows.pruning.solvers import SOLVERS
 from workflows.recipe import Solver
@@ -121,14 +121,14 @@ class ScoreStage(OwnStates):
             for start, stop in chunks(one.rows, self.solver.rows)
         ]
 
-    def prepare(self, group: str, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def prepare(self, group: str, total: np.ndarray) -> tuple[np.ndarray, ...]:
         """The Gram (or its diagonal); then the diagonal of the inverse, and what the solver makes of the Gram."""
-        total = summed(parts, self.device)
-        found: list[Tensor] = [total]
+        statistic = completed(total, self.device)
+        found: list[Tensor] = [statistic]
         if self.gammas is not None:
-            found.append(inverse_diagonal(total, self.solver.damping))
+            found.append(inverse_diagonal(statistic, self.solver.damping))
         if self.levels:
-            found += SOLVERS[self.solver.name].prepare(total, self.solver.damping)
+            found += SOLVERS[self.solver.name].prepare(statistic, self.solver.damping)
         return tuple(one.cpu().numpy() for one in found)
 
     def solve(self, block: int, unit: WholeLinear | RowChunk, prepared: Sequence[np.ndarray]) -> Scored | Tried:

@@ -53,9 +53,9 @@ class Disturbed(PruneStage):
         self.piece("statistics", block, f"{min(shards, default='')}, turn {len(solved)}")
         yield from super().statistics(block, shards, groups, solved)
 
-    def prepare(self, group, parts):
+    def prepare(self, group, total):
         self.piece("prepare", 0, group)
-        return super().prepare(group, parts)
+        return super().prepare(group, total)
 
     def solve(self, block, unit, prepared):
         self.piece("solve", block, f"{unit.linear}:{unit.start}")

@@ -17,7 +17,7 @@ from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
 from workflows.models.state import ModelState
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.pruning.ffn import remove_channels
 from workflows.pruning.patterns import parse
 from workflows.pruning.refit import refit
@@ -61,7 +61,7 @@ def make_stage(
 
 
 def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
-    """What the engine does, in one process: statistics per shard, prepare, solve, assemble, advance."""
+    """What the engine does, in one process: statistics, prepare, solve, assemble, advance."""
     stage.setup()
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
     blocks = []
@@ -69,8 +69,8 @@ def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
         solved = []
         for units in stage.turns():
             groups = sorted({unit.group for unit in units if unit.group})
-            parts = [part.copy() for part in stage.statistics(block, shards, groups, solved)] if groups else []
-            prepared = {name: stage.prepare(name, parts[i :: len(groups)]) for i, name in enumerate(groups)}
+            sums = list(stage.statistics(block, shards, groups, solved)) if groups else []
+            prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
             solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = [one for turn in solved for one in turn]
         stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
@@ -194,9 +194,9 @@ def test_swaps_follow_the_solver_and_the_refit(tmp_path, name, steps):
     stage.setup()
     unit = next(unit for unit in stage.units() if unit.linear == "mlp.down_proj")
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    parts = [part.copy() for part in stage.statistics(0, shards, [unit.group])]
-    linear, found = stage.solve(0, unit, stage.prepare(unit.group, parts))
-    gram = summed(parts, "cpu")
+    (total,) = stage.statistics(0, shards, [unit.group])
+    linear, found = stage.solve(0, unit, stage.prepare(unit.group, total.copy()))
+    gram = completed(total, "cpu")
     weight = Checkpoint(stage.before).read_linear_rows(0, unit.linear, unit.start, unit.stop)
     solved = SOLVERS[name].solve(weight, SOLVERS[name].prepare(gram, stage.solver.damping), "2:4", 0.5)
     hessian = damped(gram, stage.solver.damping)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
+from cluster.sums import added
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.divergence import Divergence
@@ -24,7 +25,7 @@ from workflows.memory import worker_memory
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.state import ModelState
 from workflows.models.whole import load_model
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.pruning.patterns import verify
 from workflows.recipe import Recipe, Recovery, Solver
 from workflows.scoring.token_weights import token_weights
@@ -85,10 +86,10 @@ def test_grams_are_those_of_the_whole_model_on_unpadded_sentences(base):
         model(tokens[None])
     shards = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
     groups = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
-    found = [one.copy() for one in stage.statistics(0, shards, groups)]
+    found = dict(zip(groups, stage.statistics(0, shards, groups), strict=True))
     assert sorted({unit.group for unit in stage.units()}) == sorted(groups)
-    for place, name in enumerate(groups):
-        gram = summed(found[place :: len(groups)], "cpu")
+    for name in groups:
+        gram = completed(found[name], "cpu")
         seen = torch.cat(inputs[name])
         assert len(seen) == sum(map(len, stage._tokens)), "padding was counted"
         assert torch.allclose(gram, seen.T @ seen, rtol=1e-4, atol=1e-4)
@@ -143,11 +144,11 @@ def test_results_do_not_depend_on_which_worker_holds_which_shard(base):
     stage.setup()
     together = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
     groups = ("attention.self.query", "output.dense")
-    all_at_once = [one.copy() for one in stage.statistics(0, together, groups)]
-    alone = [
-        one.copy() for shard in range(SHARDS) for one in stage.statistics(0, {shard: stage.open_shard(shard)}, groups)
-    ]
-    assert all(np.array_equal(a, b) for a, b in zip(all_at_once, alone, strict=True))
+    all_at_once = list(stage.statistics(0, together, groups))
+    alone = [list(stage.statistics(0, {shard: stage.open_shard(shard)}, groups)) for shard in range(SHARDS)]
+    for number, wanted in enumerate(all_at_once):
+        parts = {(shard, shard + 1): sums[number] for shard, sums in enumerate(alone)}
+        assert np.array_equal(wanted, added(parts, (0, SHARDS)))
 
 
 @pytest.mark.parametrize("base", ENCODERS, indirect=True)
@@ -226,11 +227,16 @@ def test_memory_is_told_from_the_config(base):
     recipe = Recipe.model_validate(
         {"model": "m", "data": roles, "target": {"pattern": "unstructured", "sparsity": 0.5}}
     )
-    memory = worker_memory(base["before"].config, recipe, ClusterSpec(workers=1))
-    assert memory.grams == 4 * (32**2 + 32**2 + 32**2 + 64**2)
-    assert memory.activations == 4 * 8 * 16 * 32
+    alone = ClusterSpec(workers=recipe.data.shards)
+    memory = worker_memory(base["before"].config, recipe, alone)
+    assert memory.grams == 4 * 64**2, "one turn's"
+    dense = worker_memory(base["before"].config, recipe.model_copy(update={"propagate": "dense"}), alone)
+    assert dense.grams == 4 * (32**2 + 32**2 + 32**2 + 64**2), "a block's"
+    shared = worker_memory(base["before"].config, recipe, ClusterSpec(workers=1))
+    assert shared.grams == 4 * 64**2 * (1 + int(np.log2(recipe.data.shards))), "sums over 1, 2, 4 … shards wait"
+    assert shared.activations == 4 * 8 * 16 * 32
     narrow = recipe.model_copy(update={"target": recipe.target.model_copy(update={"pattern": "ffn"})})
-    assert worker_memory(base["before"].config, narrow, ClusterSpec(workers=1)).grams == 4 * 64**2
+    assert worker_memory(base["before"].config, narrow, alone).grams == 4 * 64**2
 
 
 def test_tokens_of_texts_of_any_lengths_are_weighed_by_their_gradients(base):
@@ -242,7 +248,7 @@ def test_tokens_of_texts_of_any_lengths_are_weighed_by_their_gradients(base):
     weighed = PruneStage(**stage.__getstate__() | {"norms": put_gradients(store, "gradients", found)})
     weighed.setup()
     shards = {shard: weighed.open_shard(shard) for shard in range(SHARDS)}
-    parts = [one.copy() for one in weighed.statistics(0, shards, ["attention.self.query"])]
+    (total,) = weighed.statistics(0, shards, ["attention.self.query"])
     inputs = torch.cat([window[0] for shard in shards.values() for window in shard.hidden])
     wanted = inputs.T @ (inputs * weights[:, None])
-    torch.testing.assert_close(summed(parts, "cpu"), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(completed(total, "cpu"), wanted, rtol=1e-4, atol=1e-4)

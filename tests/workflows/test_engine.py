@@ -29,13 +29,13 @@ class KilledEverywhere(PruneStage):
 
     def statistics(self, block, shards, groups, solved=()):
         for number, part in enumerate(super().statistics(block, shards, groups, solved)):
-            if block == 1 and number == 1 and len(solved) in (0, 3):
+            if block == 1 and number == 0 and len(solved) in (0, 3):
                 self._die_once(f"statistics of turn {len(solved)}")
             yield part
 
-    def prepare(self, group, parts):
+    def prepare(self, group, total):
         self._die_once("prepare")
-        return super().prepare(group, parts)
+        return super().prepare(group, total)
 
     def solve(self, block, unit, prepared):
         if block == 1:

@@ -29,7 +29,7 @@ from workflows.models.safetensors_header import TensorInfo
 from workflows.models.source import resolve_source
 from workflows.models.state import ModelState
 from workflows.models.whole import load_model
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.pruning import patterns
 from workflows.recipe import Recipe, Recovery
 from workflows.scoring.gram import add_inputs, mirror
@@ -53,8 +53,8 @@ def gathered(stage: PruneStage, block: int = 0) -> dict[str, torch.Tensor]:
     """Statistics of block 0's inputs, all shards added up."""
     groups = sorted({unit.group for unit in stage.units()})
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    parts = [part.copy() for part in stage.statistics(block, shards, groups)]
-    return {name: summed(parts[number :: len(groups)], "cpu") for number, name in enumerate(groups)}
+    sums = list(stage.statistics(block, shards, groups))
+    return {name: completed(total, "cpu") for name, total in zip(groups, sums, strict=True)}
 
 
 @torch.inference_mode()

@@ -69,8 +69,8 @@ def test_gradients_are_those_of_the_whole_model(tmp_path, pattern):
     units = stage.units()
     groups = sorted({unit.group for unit in units})
     shards = {0: stage.open_shard(0)}
-    parts = [part.copy() for part in stage.statistics(0, shards, groups)]
-    prepared = {name: stage.prepare(name, [part]) for name, part in zip(groups, parts, strict=True)}
+    sums = list(stage.statistics(0, shards, groups))
+    prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
     results = [stage.solve(0, unit, prepared[unit.group]) for unit in units]
     seen, _ = stage.begin(0, results)
     (found,) = stage.look(0, 0, seen, shards)

@@ -66,8 +66,8 @@ def scored(stage: ScoreStage) -> list[BlockScores]:
     shards = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
     found = []
     for block in range(stage.block_count):
-        parts = [part.copy() for part in stage.statistics(block, shards, groups)]
-        prepared = {name: stage.prepare(name, parts[place :: len(groups)]) for place, name in enumerate(groups)}
+        sums = list(stage.statistics(block, shards, groups))
+        prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
         stored = stage.assemble(block, None, [stage.solve(block, unit, prepared[unit.group]) for unit in units])
         stage.advance(block, stored, (), shards)
         found.append(BlockScores.model_validate_json(open_store(stage.before.store).get(stored.key)))

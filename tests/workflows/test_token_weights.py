@@ -7,10 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
 from cluster.storage import open_store
+from cluster.sums import added
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.gradient_files import Importance, put_gradients, read_norms
 from workflows.importance import check_norms
-from workflows.observing import summed
+from workflows.observing import completed
 from workflows.recipe import Recipe
 from workflows.scored import ScoreStage
 from workflows.scoring.gram import add_inputs, mirror
@@ -45,8 +46,8 @@ def gathered(stage) -> dict[str, torch.Tensor]:
             shards[shard].hidden = one.hidden
     else:
         stage.advance(0, None, (), shards)
-    parts = [part.copy() for part in stage.statistics(1, shards, groups)]
-    return {name: summed(parts[number :: len(groups)], "cpu") for number, name in enumerate(groups)}
+    sums = list(stage.statistics(1, shards, groups))
+    return {name: completed(total, "cpu") for name, total in zip(groups, sums, strict=True)}
 
 
 @torch.no_grad()
@@ -122,13 +123,13 @@ def test_without_weights_grams_have_the_bits_of_a_plain_sum(tmp_path):
     stage = make_stage(tmp_path, "2:4", 0.5)
     found = gathered(stage)
     for name, own in inputs(stage, found).items():
-        total = None
-        for windows in torch.tensor_split(own, SHARDS):
+        grams = {}
+        for shard, windows in enumerate(torch.tensor_split(own, SHARDS)):
             gram = torch.zeros(own.shape[-1], own.shape[-1])
             for window in windows:
                 add_inputs(gram, window)
-            total = mirror(gram) if total is None else total + gram
-        assert torch.equal(found[name], total), name
+            grams[shard, shard + 1] = mirror(gram).numpy()
+        assert torch.equal(found[name], torch.from_numpy(added(grams, (0, SHARDS)))), name
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.6), ("ffn", 0.25)])
