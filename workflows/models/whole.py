@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.experts import separate
@@ -22,6 +20,10 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
 
     Its parameters have the names that files have for them, those of experts too.
     """
+    # Tasks that solve and write blocks import this file and open no model: transformers would double their start.
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
     hf_config = AutoConfig.for_model(**config)
     attention = "eager" if config["model_type"] in EAGER_ATTENTION else "sdpa"
     auto = AutoModelForSequenceClassification if family_of(config).classifies else AutoModelForCausalLM
