@@ -69,7 +69,7 @@ def descend(
         gradient.mul_(weight != 0)
         means[name] = torch.lerp(gradient, moments[0][name], first)
         squares[name] = torch.lerp(gradient.square_(), moments[1][name], second)
-        scale = (weight.square().sum() / weight.count_nonzero().clamp_min(1)).sqrt()
+        scale = (weight.square().sum() / weight.bool().count_nonzero().clamp_min(1)).sqrt()
         length = (squares[name] / (1 - second ** (step + 1))).sqrt_().clamp_min_(1e-30)
         new[name] = weight - (rate * scale / (1 - first ** (step + 1))) * means[name] / length
     return new, (means, squares)
