@@ -106,6 +106,7 @@ def test_the_simulation_cuts_blocks_as_the_engine_does(directory):
     assert len({unit.group for unit in stage.units()}) == len(SMALL.widths)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_that_ray_counts(directory):
     with session(ClusterSpec(), cpus=2):
         before = written()

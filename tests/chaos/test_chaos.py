@@ -18,7 +18,6 @@ WITH_EVERY_CHANGE = {
         "network": [4],
         "disk": [1, 3],
     },
-    "engine": {"engine-disk": [1]},
 }
 SLOW = {
     "engine": {
@@ -28,6 +27,7 @@ SLOW = {
         "driver": [1],
         "two-drivers": [1],
         "engine-network": [1],
+        "engine-disk": [1],
     },
     "nodes": {"node": [1], "node-frozen": [1]},
     "alone": {"object-store": [1]},

@@ -22,6 +22,7 @@ def use(monkeypatch, environment):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_a_killed_server_has_kept_data_and_credentials_and_tenants_stay_in_their_prefix(tmp_path, monkeypatch):
     with LocalS3(tmp_path, bucket="shared") as server:
         first = server.environment()

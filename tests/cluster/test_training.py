@@ -97,7 +97,8 @@ def test_a_users_error_in_any_rank_comes_out_as_it_is():
     assert caught.value.hint == "Give it something else."
 
 
-@pytest.mark.parametrize("loop", [dying, pytest.param(killing_the_board, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [dying, killing_the_board])
 def test_a_group_that_lost_a_process_is_started_again(tmp_path, loop):
     marker = tmp_path / "died"
     assert run(loop, str(marker)) == 3

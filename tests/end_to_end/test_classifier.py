@@ -52,6 +52,7 @@ def karikomi(*arguments: object) -> tuple[int, str]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_from_the_job_file_to_the_pulled_release(model, tmp_path):
     job, store = write_job(tmp_path, model), tmp_path / "store"
     code, planned = karikomi("plan", job)

@@ -119,6 +119,7 @@ def test_running_again_does_nothing_again(undisturbed):
     assert shown.count("was done") == STEPS_OF_A_RUN == len(before)
 
 
+@pytest.mark.slow
 def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, tmp_path):
     to = str(tmp_path / "out")
     job = write_job(
@@ -148,6 +149,7 @@ def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, t
     assert pq.read_table(io.BytesIO(open_store(to).get(table))).num_rows > len(shares)
 
 
+@pytest.mark.slow
 def test_weighed_tokens_lead_to_the_same_release_when_the_driver_dies_in_their_gradient_pass(model, tmp_path):
     digests = []
     for workers in (2, 1):
@@ -180,9 +182,8 @@ def test_the_same_digest_on_other_numbers_of_workers(undisturbed, model, tmp_pat
     assert find_version(open_store(str(tmp_path / "out")), "tiny", "1").digest == undisturbed["digest"]
 
 
-@pytest.mark.parametrize(
-    "steps_done", [[PRUNING, 4, 8], pytest.param(range(STEPS_OF_A_RUN), marks=pytest.mark.slow)], ids=["some", "every"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_done", [[PRUNING, 4, 8], range(STEPS_OF_A_RUN)], ids=["some", "every"])
 def test_the_same_digest_when_the_driver_dies_and_one_worker_is_left(undisturbed, model, tmp_path, steps_done):
     """Stopped by SIGTERM while it prunes, which drains; killed without a word in the other steps."""
     to = tmp_path / "out"
@@ -223,6 +224,7 @@ def reached(to: Path, steps_done: int) -> bool:
     return len(list(to.glob("runs/*/steps/*.json"))) >= steps_done and to.exists()
 
 
+@pytest.mark.slow
 def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(model, tmp_path):
     to = str(tmp_path / "out")
     job = write_job(
@@ -247,6 +249,7 @@ def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(model, tmp_path
     assert sum(record["step"] == "tune" for record in records(to).values()) == 2, "the budget was not used"
 
 
+@pytest.mark.slow
 def test_no_good_stage_publishes_nothing(model, tmp_path):
     to = str(tmp_path / "out")
     gates = {"perplexity_increase": 0.01, "worst_slice_increase": 0.01}
@@ -258,6 +261,7 @@ def test_no_good_stage_publishes_nothing(model, tmp_path):
     assert not (tmp_path / "out" / "models").exists()
 
 
+@pytest.mark.slow
 def test_compact_releases_are_small_on_the_way_and_stock_after_it(undisturbed, model, tmp_path):
     to = str(tmp_path / "out")
     job = write_job(tmp_path, model, to, format="compact", stages=[])

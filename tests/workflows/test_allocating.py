@@ -231,6 +231,7 @@ def weighed(model, windows):
     return steps.norms()
 
 
+@pytest.mark.slow
 def test_norms_are_the_same_on_one_worker_and_after_a_stop(model, windows, weighed):
     one = steps_of(model, windows, "uniform", "weighed-one", workers=1, token_weights="gradient")
     assert one.norms().sha256 == weighed.sha256
@@ -244,6 +245,7 @@ def test_norms_are_the_same_on_one_worker_and_after_a_stop(model, windows, weigh
     assert len(results(model, "weighed-one", "gradients")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["owl", "composite"])
 def test_one_gradient_pass_serves_weights_and_allocation(model, windows, weighed, allotted, policy):
     steps = steps_of(model, windows, policy, "weighed", token_weights="gradient")

@@ -94,6 +94,7 @@ def test_same_bytes_with_block_recovery(undisturbed, recovered, workers):
     assert hashes(run(stage, workers)) == expected != undisturbed
 
 
+@pytest.mark.slow
 def test_same_bytes_with_block_recovery_when_processes_are_killed(recovered, tmp_path):
     stage, expected = recovered
     killed = KilledEverywhere(**stage.__getstate__())
@@ -119,6 +120,7 @@ class KilledWithDenseStates(KilledEverywhere, DensePruneStage):
     """The same for blocks that do not wait for each other."""
 
 
+@pytest.mark.slow
 def test_same_bytes_where_blocks_do_not_wait_for_each_other(dense_states, tmp_path):
     stage, expected = dense_states
     killed = KilledWithDenseStates(**stage.__getstate__())
@@ -127,6 +129,7 @@ def test_same_bytes_where_blocks_do_not_wait_for_each_other(dense_states, tmp_pa
     assert {one.name for one in tmp_path.iterdir()} == {"statistics of turn 0", "prepare", "solve", "assemble"}
 
 
+@pytest.mark.slow
 def test_a_run_whose_blocks_do_not_wait_goes_on_after_the_last_recorded_one(dense_states):
     stage, expected = dense_states
     recorded = []

@@ -146,6 +146,7 @@ def test_a_loss_that_is_no_number_is_one_clear_error(embedded_ray, tmp_path):
         run(replace(work, student=work.student.model_copy(update={"blocks": blocks})))
 
 
+@pytest.mark.slow
 def test_a_stop_is_heard(embedded_ray, tmp_path):
     work = replace(make_work(tmp_path, ranks=1), steps=100_000)
     with pytest.raises(Cancelled):
