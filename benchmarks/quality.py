@@ -30,6 +30,7 @@ from peer.calling import pruned_by_peer
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
+from cluster.sums import totals
 from workflows.allocating import Allocating, Shares
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
@@ -140,8 +141,8 @@ def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
         solved: list[list] = []
         for units in stage.turns():
             groups = sorted({unit.group for unit in units if unit.group})
-            sums = list(stage.statistics(block, shards, groups, solved)) if groups else []
-            prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
+            found = totals(stage.statistics(block, shards, groups, solved), groups, stage.shard_count) if groups else {}
+            prepared = {name: stage.prepare(name, total) for name, total in found.items()}
             solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = [one for turn in solved for one in turn]
         refined = None

@@ -65,6 +65,7 @@ def plain(directory: Path, schedule: Schedule) -> dict:
     """
     import numpy as np
 
+    from cluster.sums import totals
     from workflows.observing import move_on
 
     stage = stage_for(directory, schedule)
@@ -88,10 +89,13 @@ def plain(directory: Path, schedule: Schedule) -> dict:
         solved: list[list] = []
         for units in stage.turns():
             (group,) = {unit.group for unit in units}
-            (total,) = timed(
+            found = timed(
                 "statistics",
-                lambda block=block, group=group, solved=solved: list(stage.statistics(block, shards, [group], solved)),
+                lambda block=block, group=group, solved=solved: totals(
+                    stage.statistics(block, shards, [group], solved), [group], stage.shard_count
+                ),
             )
+            total = found[group]
             width = len(total)
             timed("add", lambda total=total: np.add(total, total))
             prepared = timed(f"prepare {width}", lambda group=group, total=total: stage.prepare(group, total))

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pages import put
 
 from cluster.gangs import spread
-from cluster.sums import branches
+from cluster.sums import branches, of_worker
 
 PAGE = Path(__file__).parent / "scaling_model.md"
 FP32 = 4
@@ -134,7 +134,7 @@ class Schedule:
         step = math.ceil(self.workers / nodes)
         for start in range(0, self.workers, step):
             own = [(shards[0], shards[-1] + 1) for shards in held[start : start + step] if shards]
-            made = sum(len(branches(span, whole)) for span in own)
+            made = sum(len(of_worker(shards, self.shards)) for shards in held[start : start + step])
             leave = len(branches((own[0][0], own[-1][1]), whole)) if nodes > 1 and own else made
             found.append((made, leave))
         return found

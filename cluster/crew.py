@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup
 from cluster.gangs import by_node, half_bundle, spread
 from cluster.shard_workers import ShardWorker, add_up, assemble, begin, prepare, refine, solve, warm_up
 from cluster.storage import Stored
-from cluster.sums import Span, branches
+from cluster.sums import Span, branches, of_worker
 from cluster.work import BlockWork, Unit
 
 
@@ -81,7 +81,7 @@ class Crew:
     ) -> dict[str | None, Any]:
         """What `solve` needs, for each distinct input; a Gram goes to a node once, not once per task."""
         last = solved[-1] if solved else before
-        spans = [self._branches(shards) for shards in self.shards]
+        spans = [of_worker(shards, self.work.shard_count) for shards in self.shards]
         sums = [
             _several(
                 worker.statistics, len(own) * len(groups), block, len(solved), groups, finished, solved[:-1], *last
@@ -103,15 +103,12 @@ class Crew:
 
     def _on_node(self, parts: Mapping[Span, Any], resources: dict[str, Any]) -> Mapping[Span, Any]:
         """As few sums as there may be of those that lie on one node."""
-        whole = self._branches([shard for span in parts for shard in range(*span)])
+        held = (min(parts)[0], max(parts)[1]) if parts else (0, 0)
+        whole = branches(held, (0, self.work.shard_count))
         if len(whole) == len(parts):
             return parts
         there = add_up.options(**resources, num_returns=len(whole))
         return dict(zip(whole, _listed(there.remote(list(parts), whole, *parts.values())), strict=True))
-
-    def _branches(self, shards: Sequence[int]) -> list[Span]:
-        """The largest branches of the sum over all shards that lie in some neighbouring ones."""
-        return branches((shards[0], shards[-1] + 1), (0, self.work.shard_count)) if shards else []
 
     def _refined(self, block: int, results: Sequence[Any], finished: Sequence[Stored]) -> Any:
         """What the rounds make of the units' results."""

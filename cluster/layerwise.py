@@ -2,7 +2,7 @@
 
 It knows blocks, shards and units of work, and nothing of pruning: it is handed a `BlockWork`. Per block:
 
-    statistics   every worker runs its shards through the block        one sum per worker and input
+    statistics   every worker runs its shards through the block        one sum per two shards and input
     add up       one task per node and input, where there are several  so one sum per node travels
     prepare      one task per input adds up these                      all in a tree that is fixed over the shards, so
                                                                        that bits do not depend on who holds them

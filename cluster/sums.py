@@ -5,11 +5,13 @@ them plus that over the second, all the way down. So whoever holds neighbouring 
 branches and hands those on: the bits are the same wherever shards lie, and few sums travel instead of many parts.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 Span = tuple[int, int]  # from the first shard to before the second
+TOGETHER = 2  # shards that a worker adds up itself: with each doubling it would hold one more sum at once
 
 
 def halves(span: Span) -> tuple[Span, Span]:
@@ -19,14 +21,19 @@ def halves(span: Span) -> tuple[Span, Span]:
     return (first, middle), (middle, after)
 
 
-def branches(held: Span, whole: Span) -> list[Span]:
-    """The largest branches of the tree over `whole` that lie in `held`, in order."""
+def branches(held: Span, whole: Span, most: float = math.inf) -> list[Span]:
+    """The largest branches of the tree over `whole` that lie in `held` and have at most `most` shards, in order."""
     first, after = max(held[0], whole[0]), min(held[1], whole[1])
     if first >= after:
         return []
-    if (first, after) == whole:
+    if (first, after) == whole and after - first <= most:
         return [whole]
-    return [one for half in halves(whole) for one in branches(held, half)]
+    return [one for half in halves(whole) for one in branches(held, half, most)]
+
+
+def of_worker(shards: Collection[int], count: int) -> list[Span]:
+    """The sums that a worker with some neighbouring shards, of `count` in all, hands on."""
+    return branches((min(shards), max(shards) + 1), (0, count), TOGETHER) if shards else []
 
 
 def added(parts: Mapping[Span, np.ndarray], span: Span) -> np.ndarray:
@@ -42,3 +49,13 @@ def added(parts: Mapping[Span, np.ndarray], span: Span) -> np.ndarray:
     elif second not in parts:
         own = right
     return np.add(left, right, out=own)
+
+
+def totals(sums: Iterable[np.ndarray], groups: Sequence[str], count: int) -> dict[str, np.ndarray]:
+    """What a worker that holds all shards hands on, branch by branch and group by group, added up by group."""
+    parts = [one.copy() for one in sums]  # they may be filled again
+    spans = of_worker(range(count), count)
+    return {
+        name: added(dict(zip(spans, parts[number :: len(groups)], strict=True)), (0, count))
+        for number, name in enumerate(groups)
+    }

@@ -9,6 +9,7 @@ from torch import nn
 
 from cluster.freed import KEPT
 from cluster.spec import ClusterSpec
+from cluster.sums import TOGETHER
 from workflows.models.expert_names import place_of
 from workflows.models.experts import prunable
 from workflows.models.families import Family, family_of
@@ -112,6 +113,5 @@ def _statistic_size(width: int, recipe: Recipe) -> int:
 
 
 def _sums(recipe: Recipe, cluster: ClusterSpec) -> int:
-    """Sums that a worker holds at once, as `cluster.sums` has it: one at each level of the tree over its shards."""
-    shards = math.ceil(recipe.data.shards / cluster.workers)
-    return 1 + (shards - 1).bit_length()
+    """Sums over shards that a worker holds at once."""
+    return min(math.ceil(recipe.data.shards / cluster.workers), TOGETHER)

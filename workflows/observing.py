@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cluster.storage import Stored
-from cluster.sums import Span, branches, halves
+from cluster.sums import Span, halves, of_worker
 from workflows.calibrated import Calibrated
 from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
@@ -41,7 +41,7 @@ class Observing(Calibrated):
 
     def _spans(self, shards: Collection[int]) -> list[Span]:
         """Those of neighbouring shards over which statistics are added up."""
-        return branches((min(shards), max(shards) + 1), (0, self.shard_count))
+        return of_worker(shards, self.shard_count)
 
     def units(self) -> list[Any]:
         """What is done to a block, see `cluster.work.Unit`."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.sums import added, branches, halves
+from cluster.sums import TOGETHER, added, branches, halves, of_worker
 
 SHARDS = 12
 
@@ -34,7 +34,7 @@ def test_bits_do_not_depend_on_who_holds_what(found, data):
     shards, held = found
     whole, parts = (0, shards), leaves(shards)
     wanted = added(parts, whole)
-    of_workers = {span: added(parts, span) for own in held for span in branches(own, whole)}
+    of_workers = {span: added(parts, span) for own in held for span in of_worker(range(*own), shards)}
     assert np.array_equal(added(of_workers, whole), wanted)
     first = data.draw(st.integers(0, len(held)))  # two nodes, each with some of the workers
     of_nodes = {}
@@ -51,6 +51,15 @@ def test_branches_are_all_that_is_held_and_no_two_could_be_one(found):
         spans = branches(own, (0, shards))
         assert [shard for span in spans for shard in range(*span)] == list(range(*own))
         assert not any(set(halves(span)) <= set(spans) for span in tree((0, shards)))
+
+
+@given(holders())
+def test_a_worker_adds_up_few_shards_at_once(found):
+    shards, held = found
+    for own in held:
+        spans = of_worker(range(*own), shards)
+        assert [shard for span in spans for shard in range(*span)] == list(range(*own))
+        assert all(after - first <= TOGETHER for first, after in spans)
 
 
 def tree(span: tuple[int, int]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from models_for_tests import write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from cluster.storage import open_store
+from cluster.sums import totals
 from workflows.blockwork import DensePruneStage, PruneStage, chunks
 from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
@@ -69,8 +70,8 @@ def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
         solved = []
         for units in stage.turns():
             groups = sorted({unit.group for unit in units if unit.group})
-            sums = list(stage.statistics(block, shards, groups, solved)) if groups else []
-            prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
+            found = totals(stage.statistics(block, shards, groups, solved), groups, stage.shard_count) if groups else {}
+            prepared = {name: stage.prepare(name, total) for name, total in found.items()}
             solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = [one for turn in solved for one in turn]
         stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
@@ -194,7 +195,7 @@ def test_swaps_follow_the_solver_and_the_refit(tmp_path, name, steps):
     stage.setup()
     unit = next(unit for unit in stage.units() if unit.linear == "mlp.down_proj")
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    (total,) = stage.statistics(0, shards, [unit.group])
+    (total,) = totals(stage.statistics(0, shards, [unit.group]), [unit.group], stage.shard_count).values()
     linear, found = stage.solve(0, unit, stage.prepare(unit.group, total.copy()))
     gram = completed(total, "cpu")
     weight = Checkpoint(stage.before).read_linear_rows(0, unit.linear, unit.start, unit.stop)

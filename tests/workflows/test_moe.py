@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
 from cluster.storage import open_store
+from cluster.sums import totals
 from workflows import stages
 from workflows.blockwork import PruneStage
 from workflows.formats.huggingface import format_release
@@ -53,8 +54,8 @@ def gathered(stage: PruneStage, block: int = 0) -> dict[str, torch.Tensor]:
     """Statistics of block 0's inputs, all shards added up."""
     groups = sorted({unit.group for unit in stage.units()})
     shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    sums = list(stage.statistics(block, shards, groups))
-    return {name: completed(total, "cpu") for name, total in zip(groups, sums, strict=True)}
+    sums = totals(stage.statistics(block, shards, groups), groups, stage.shard_count)
+    return {name: completed(total, "cpu") for name, total in sums.items()}
 
 
 @torch.inference_mode()

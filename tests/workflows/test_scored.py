@@ -14,6 +14,7 @@ from cluster.layerwise import run_blocks
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
+from cluster.sums import totals
 from workflows.data.windows import Windows, to_parquet
 from workflows.gradient_files import put_gradients
 from workflows.importance import GradientPass
@@ -66,8 +67,8 @@ def scored(stage: ScoreStage) -> list[BlockScores]:
     shards = {shard: stage.open_shard(shard) for shard in range(SHARDS)}
     found = []
     for block in range(stage.block_count):
-        sums = list(stage.statistics(block, shards, groups))
-        prepared = {name: stage.prepare(name, total) for name, total in zip(groups, sums, strict=True)}
+        sums = totals(stage.statistics(block, shards, groups), groups, SHARDS)
+        prepared = {name: stage.prepare(name, total) for name, total in sums.items()}
         stored = stage.assemble(block, None, [stage.solve(block, unit, prepared[unit.group]) for unit in units])
         stage.advance(block, stored, (), shards)
         found.append(BlockScores.model_validate_json(open_store(stage.before.store).get(stored.key)))

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
 from cluster.storage import open_store
-from cluster.sums import added
+from cluster.sums import added, totals
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.gradient_files import Importance, put_gradients, read_norms
 from workflows.importance import check_norms
@@ -46,8 +46,8 @@ def gathered(stage) -> dict[str, torch.Tensor]:
             shards[shard].hidden = one.hidden
     else:
         stage.advance(0, None, (), shards)
-    sums = list(stage.statistics(1, shards, groups))
-    return {name: completed(total, "cpu") for name, total in zip(groups, sums, strict=True)}
+    sums = totals(stage.statistics(1, shards, groups), groups, stage.shard_count)
+    return {name: completed(total, "cpu") for name, total in sums.items()}
 
 
 @torch.no_grad()
