@@ -1,6 +1,8 @@
 """The simulation of the engine: its arithmetic, and its bytes against Ray's own count of a real run."""
 
 import json
+import os
+import secrets
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -119,8 +121,8 @@ def test_bytes_are_those_that_ray_counts(directory):
     assert counted == pytest.approx(SMALL.blocks * traffic(SMALL, SHORT, nodes=1).all, rel=0.01)
 
 
-def test_bytes_and_blocks_of_two_nodes_with_two_workers_each(directory, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+def test_bytes_and_blocks_of_two_nodes_with_two_workers_each(directory):
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once: later tests keep it
     given = replace(SHORT, shards=4, workers=4)
     stage = stage_for(directory, given)
 
