@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pages import put
 
-from cluster.gangs import spread
-from cluster.sums import branches, of_worker
+from cluster.sums import branches, of_worker, spread
 
 PAGE = Path(__file__).parent / "scaling_model.md"
 FP32 = 4

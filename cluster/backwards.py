@@ -20,9 +20,10 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.errors import Cancelled
 from cluster.freed import giving_back
-from cluster.gangs import RETRIES, awaited, dismiss, half_bundle, spread, with_gangs
+from cluster.gangs import RETRIES, awaited, dismiss, half_bundle, with_gangs
 from cluster.losses import ours
 from cluster.spec import ClusterSpec
+from cluster.sums import spread
 from cluster.work import ShardedWork
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from cluster.gangs import by_node, half_bundle, spread
+from cluster.gangs import by_node, half_bundle
 from cluster.shard_workers import ShardWorker, add_up, assemble, begin, prepare, refine, solve, warm_up
 from cluster.storage import Stored
-from cluster.sums import Span, branches, of_worker
+from cluster.sums import Span, branches, of_worker, spread
 from cluster.work import BlockWork, Unit
 
 

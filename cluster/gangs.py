@@ -1,8 +1,6 @@
 """Gangs: the machines of a run, reserved together and given back together; what to do when they are lost."""
 
-import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -145,9 +143,3 @@ def half_bundle(group: PlacementGroup, number: int = -1) -> dict[str, Any]:
             group, number, placement_group_capture_child_tasks=False
         ),
     }
-
-
-def spread(shards: int, workers: int) -> list[list[int]]:
-    """Consecutive shards for each worker, as even as can be; a worker too many gets none."""
-    bounds = [math.ceil(worker * shards / workers) for worker in range(workers + 1)]
-    return [list(range(low, high)) for low, high in itertools.pairwise(bounds)]

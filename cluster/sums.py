@@ -1,10 +1,11 @@
-"""Sums over shards, in the shape of one tree that is fixed by their number alone.
+"""Who holds which shards, and sums over them in the shape of one tree that is fixed by their number alone.
 
 Additions of floating-point numbers depend on their order. Here the sum over shards a … b is that over the first half of
 them plus that over the second, all the way down. So whoever holds neighbouring shards adds up as much as makes whole
 branches and hands those on: the bits are the same wherever shards lie, and few sums travel instead of many parts.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -29,6 +30,12 @@ def branches(held: Span, whole: Span, most: float = math.inf) -> list[Span]:
     if (first, after) == whole and after - first <= most:
         return [whole]
     return [one for half in halves(whole) for one in branches(held, half, most)]
+
+
+def spread(shards: int, workers: int) -> list[list[int]]:
+    """Consecutive shards for each worker, as even as can be; a worker too many gets none."""
+    bounds = [math.ceil(worker * shards / workers) for worker in range(workers + 1)]
+    return [list(range(low, high)) for low, high in itertools.pairwise(bounds)]
 
 
 def of_worker(shards: Collection[int], count: int) -> list[Span]:

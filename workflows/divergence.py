@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from cluster.gangs import spread
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
+from cluster.sums import spread
 from workflows.calibrated import Calibrated
 from workflows.level_files import LevelFile
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from cluster.losses import NotWritten
 from cluster.storage import Stored, open_store
+from cluster.sums import of_worker
 from workflows.models.blocks import Blocks
 from workflows.models.checkpoint import read_block_file
 from workflows.models.expert_names import place_of
@@ -149,7 +150,7 @@ class PrunedStates(Observing):
         yield from inputs_of(
             halted[0].module,
             {shard: one.passes for shard, one in zip(shards, halted, strict=True)},
-            self._spans(shards),
+            of_worker(shards, self.shard_count),
             groups,
             self._choices,
             weights=self._weights(block, shards),

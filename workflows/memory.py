@@ -96,10 +96,11 @@ def _halted_widths(block: nn.Module, config: dict[str, Any]) -> int:
 
 def _statistics(block: nn.Module, recipe: Recipe, family: Family) -> int:
     """Numbers in the statistics of inputs that are looked at together."""
+    linears = prunable(block)
+    if recipe.target.pattern == "ffn":
+        return linears[family.ffn_output].in_features ** 2
     by_turn: dict[str, int] = {}
-    for name, one in prunable(block).items():
-        if recipe.target.pattern == "ffn" and name == family.ffn_output:
-            return one.in_features**2
+    for name, one in linears.items():
         if not name.endswith(family.followers):  # q, k and v share an input, and gate and up another one
             by_turn[place_of(name)] = by_turn.get(place_of(name), 0) + _statistic_size(one.in_features, recipe)
     turn_by_turn = recipe.propagate == "pruned" and not recipe.needs_scores

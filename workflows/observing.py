@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cluster.storage import Stored
-from cluster.sums import Span, halves, of_worker
+from cluster.sums import Span, halves
 from workflows.calibrated import Calibrated
 from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
@@ -38,10 +38,6 @@ class Observing(Calibrated):
         weights = token_weights(read_norms(self.before.store, self.norms.key, block)).to(self.device)
         windows = weights.flatten().split([len(tokens) for tokens in self._tokens])
         return {shard: [windows[window] for window in self._of_shard(shard)] for shard in shards}
-
-    def _spans(self, shards: Collection[int]) -> list[Span]:
-        """Those of neighbouring shards over which statistics are added up."""
-        return of_worker(shards, self.shard_count)
 
     def units(self) -> list[Any]:
         """What is done to a block, see `cluster.work.Unit`."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cluster.storage import Stored
+from cluster.sums import of_worker
 from workflows.models.passes import Pass, halting
 from workflows.observing import Observing, inputs_of, move_on
 
@@ -73,7 +74,7 @@ class OwnStates(Observing):
         yield from inputs_of(
             module,
             {number: passes(shards[number].hidden, outputs) for number, outputs in moved.items()},
-            self._spans(shards),
+            of_worker(shards, self.shard_count),
             groups,
             self._choices,
             weights=self._weights(block, shards),

@@ -22,7 +22,7 @@ from workflows.level_files import level_file
 from workflows.models.checkpoint import Checkpoint
 from workflows.observing import completed
 from workflows.passing import OwnStates
-from workflows.pruning.patterns import non_zeros
+from workflows.pruning import patterns
 from workflows.pruning.solvers import SOLVERS
 from workflows.recipe import Solver
 from workflows.score_table import rows_of_head, score_linear
@@ -152,7 +152,7 @@ class ScoreStage(OwnStates):
         weight = weight.to(self.device)
         squares = shared[0] if shared[0].dim() == 1 else shared[0].diagonal()
         wanda = Spread.of(weight.float().abs().mul_(squares.clamp(min=0).sqrt()))
-        zeros = weight.numel() - non_zeros(weight)
+        zeros = patterns.zeros(weight)
         if gamma is None:
             return Scored(linear, LinearScores(weights=weight.numel(), zeros=zeros), wanda, [])
         trace = float(squares.double().sum())

@@ -7,11 +7,11 @@ from typing import Any, Literal, cast
 import torch
 
 from cluster.errors import InputError
-from cluster.gangs import spread
 from cluster.layerwise import run_blocks
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
+from cluster.sums import spread
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.calibrated import as_asked
 from workflows.data.windows import Windows, from_parquet

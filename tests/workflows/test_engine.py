@@ -10,9 +10,10 @@ from test_blockwork import make_stage
 from test_token_weights import weigh
 
 from cluster.errors import Cancelled, Unavailable
-from cluster.gangs import gang, spread
+from cluster.gangs import gang
 from cluster.layerwise import run_blocks
 from cluster.spec import ClusterSpec
+from cluster.sums import spread
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.recipe import Recovery
 

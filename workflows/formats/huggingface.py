@@ -14,7 +14,7 @@ from cluster.storage import Stored, open_store
 from workflows.formats import compact
 from workflows.models.checkpoint import Checkpoint, header
 from workflows.models.state import ModelState
-from workflows.pruning.patterns import non_zeros
+from workflows.pruning import patterns
 from workflows.release import model_digest
 from workflows.reports.report import Size
 
@@ -63,7 +63,7 @@ def format_release(state: ModelState, other_files: tuple[str, ...], prefix: str,
             linears = [
                 one for full, one in safetensors.torch.load(data).items() if checkpoint.is_prunable(full, one.shape)
             ]
-            zeros += sum(one.numel() - non_zeros(one) for one in linears)
+            zeros += sum(patterns.zeros(one) for one in linears)
         packed[name] = store.put(f"{prefix}/compact/{name}", compact.pack_bytes(data))
     dense_bytes = sum(one.size for one in weights.values())
     index = {

@@ -159,12 +159,12 @@ def lowest_in_groups(scores: Tensor, group: Group) -> Tensor:
 
 def achieved(weight: Tensor) -> float:
     """Share of exact zeros; 0 for an empty tensor."""
-    return (weight.numel() - non_zeros(weight)) / max(weight.numel(), 1)
+    return zeros(weight) / max(weight.numel(), 1)
 
 
-def non_zeros(weight: Tensor) -> int:
-    """How many are not zero; truth values are counted many times faster than numbers."""
-    return int(weight.bool().count_nonzero())
+def zeros(weight: Tensor) -> int:
+    """How many are exactly zero; truth values are counted many times faster than numbers."""
+    return weight.numel() - int(weight.bool().count_nonzero())
 
 
 def verify(weight: Tensor, pattern: str, sparsity: float) -> None:
@@ -184,11 +184,11 @@ def verify(weight: Tensor, pattern: str, sparsity: float) -> None:
     claimed = pruned_count(rows, cols, sparsity, pattern)
     alive = weight.bool()
     held = alive if group.tile == 1 else _tiles(alive, group.tile).any(3).any(1)
-    zeros = weight.numel() - group.tile**2 * non_zeros(held)
-    if zeros < claimed:
+    found = group.tile**2 * zeros(held)
+    if found < claimed:
         where = f" in whole tiles of {pattern}" if group.tile > 1 else ""
         raise ValueError(
-            f"{zeros} of {weight.numel()} weights are zero{where}, but sparsity {sparsity:g} claims {claimed}"
+            f"{found} of {weight.numel()} weights are zero{where}, but sparsity {sparsity:g} claims {claimed}"
         )
     if claimed == group.capacity(rows, cols):
         kept = alive.reshape(rows, cols // group.size, group.size).count_nonzero(-1)

@@ -66,10 +66,11 @@ def descend(
         gradient = gradients[0][name].float().clone()
         for other in gradients[1:]:
             gradient += other[name].float()
-        gradient.mul_(weight != 0)
+        alive = weight != 0
+        gradient.mul_(alive)
         means[name] = torch.lerp(gradient, moments[0][name], first)
         squares[name] = torch.lerp(gradient.square_(), moments[1][name], second)
-        scale = (weight.square().sum() / weight.bool().count_nonzero().clamp_min(1)).sqrt()
+        scale = (weight.square().sum() / alive.count_nonzero().clamp_min(1)).sqrt()
         length = (squares[name] / (1 - second ** (step + 1))).sqrt_().clamp_min_(1e-30)
         new[name] = weight - (rate * scale / (1 - first ** (step + 1))) * means[name] / length
     return new, (means, squares)
