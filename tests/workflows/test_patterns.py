@@ -34,6 +34,21 @@ def test_per_matrix_count_is_exact_and_lowest_go(scores: torch.Tensor, sparsity:
 
 
 @FEW
+@given(st.integers(0, 2**31), st.sampled_from([1, 3, 200, 2**24]), SPARSITIES, st.booleans())
+def test_the_threshold_of_a_large_matrix_is_found_from_a_sample(
+    seed: int, levels: int, sparsity: float, in_order: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (130, 256), generator=generator).float()
+    if in_order:  # the sample of a sorted matrix says most, that of one with few values next to nothing
+        scores = scores.flatten().sort().values.reshape(scores.shape)
+    count = pruned_count(*scores.shape, sparsity)
+    goes = torch.zeros(scores.numel(), dtype=torch.bool)
+    goes[scores.flatten().sort(stable=True).indices[:count]] = True
+    assert torch.equal(keep_mask(scores, "unstructured", sparsity, per_row=False), ~goes.reshape(scores.shape))
+
+
+@FEW
 @given(score_matrices(), SPARSITIES)
 def test_per_row_counts_are_exact_and_differ_by_one_at_most(scores: torch.Tensor, sparsity: float) -> None:
     keep = keep_mask(scores, "unstructured", sparsity, per_row=True)

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from workflows.pruning.patterns import Group, keep_mask_by_count, lowest_in_groups, parse, pruned_count
+from workflows.pruning.patterns import Group, keep_mask_by_count, lowest_places, parse, pruned_count
 from workflows.scoring.gram import factor_of, full_precision
 
 BLOCK_COLUMNS = 128
@@ -107,19 +107,23 @@ def _solve_block(block: Tensor, was_zero: Tensor, factor: Tensor, group: Group, 
     dropped = was_zero.clone()
     if not by_group:
         dropped |= ~keep_mask_by_count(_scores(block, steps, was_zero), group, count)
-    columns, gone = block.T.contiguous(), dropped.T.contiguous()  # all steps go along a column
+    columns, was_gone = block.T.contiguous(), was_zero.T.contiguous()  # all steps go along a column
+    gone = dropped.T.to(block.dtype, memory_format=torch.contiguous_format)  # a product with truth values takes longer
     errors = torch.empty_like(columns)
+    by_column = list(zip(columns, gone, errors, steps, strict=True))
     piece = max(PIECE_COLUMNS // group.size, 1) * group.size
     for start in range(0, width, piece):
         stop = min(start + piece, width)
         for i in range(start, stop):
             if by_group and i % group.size == 0:
                 own = slice(i, i + group.size)
-                gone[own] |= lowest_in_groups(_scores(columns[own].T, steps[own], was_zero[:, own]), group).T
-            torch.mul(columns[i], gone[i], out=errors[i]).div_(steps[i])
-            columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i], alpha=-1)
+                lowest = lowest_places(_scores(columns[own], steps[own, None], was_gone[own]), group)
+                gone[own].masked_fill_(lowest, 1)
+            column, goes, error, step = by_column[i]
+            torch.mul(column, goes, out=error).div_(step)
+            columns[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].T, errors[start:stop], alpha=-1)
-    block.copy_(columns.masked_fill_(gone, 0).T)
+    block.copy_(columns.masked_fill_(gone.bool(), 0).T)
 
 
 def _scores(weight: Tensor, steps: Tensor, was_zero: Tensor) -> Tensor:
