@@ -27,10 +27,10 @@ from kept import by_cell, keep, median_seconds
 from pages import put
 from peer.calling import pruned_by_peer
 
+from cluster.alone import blocks_alone
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
-from cluster.sums import totals
 from workflows.allocating import Allocating, Shares
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
@@ -134,26 +134,7 @@ def stage_of(
 def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     """The model after a stage, worked through in this process as a worker does it, and the seconds it took."""
     began = time.monotonic()
-    stage.setup()
-    shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    blocks = []
-    for block in range(stage.block_count):
-        solved: list[list] = []
-        for units in stage.turns():
-            groups = sorted({unit.group for unit in units if unit.group})
-            found = totals(stage.statistics(block, shards, groups, solved), groups, stage.shard_count) if groups else {}
-            prepared = {name: stage.prepare(name, total) for name, total in found.items()}
-            solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
-        results = [one for turn in solved for one in turn]
-        refined = None
-        if stage.rounds:
-            refined, kept = stage.begin(block, results)
-            for number in range(stage.rounds):
-                found = list(stage.look(block, number, refined, shards))
-                refined, kept = stage.refine(block, number, refined, kept, found)
-        blocks.append(stage.assemble(block, refined, results))
-        if block + 1 < stage.block_count:
-            stage.advance(block, blocks[-1], solved[-1], shards)
+    blocks = blocks_alone(stage)
     return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
 
 

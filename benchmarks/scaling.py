@@ -8,6 +8,7 @@ not count for seconds. Writes scaling.md.
 
 import argparse
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -56,63 +57,67 @@ def stage_for(directory: Path, schedule: Schedule):
     return random_stage(directory, windows, schedule.shards, "2:4", "float32", rows=schedule.rows)
 
 
-def plain(directory: Path, schedule: Schedule) -> dict:
-    """The same work without Ray: processor and wall seconds of every step, summed over the blocks but the first.
+class Timed:
+    """A stage whose steps are timed: processor seconds of each, summed over the blocks but the first.
 
-    A forward pass through each block is timed besides, to know it from the Grams.
-
-    Of every group of units with one width the seconds stand alone, to tell the solver's products from its calls.
+    A forward pass through each block, the block's reading and one addition of every Gram are done and timed besides, to
+    know them from what they are part of. Solves stand apart by the width of what they solve, to tell their products
+    from their calls.
     """
-    import numpy as np
 
-    from cluster.sums import totals
-    from workflows.observing import move_on
+    def __init__(self, stage):
+        self.stage = stage
+        self.seconds: dict[str, float] = {}
 
-    stage = stage_for(directory, schedule)
-    stage.setup()
-    shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    spent: dict[str, float] = {}
+    def __getattr__(self, name: str):
+        return getattr(self.stage, name)
 
-    def timed(name: str, work):
+    def _timed(self, step: str, work, *arguments):
         began = time.process_time()
-        done = work()
-        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        done = work(*arguments)
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.process_time() - began
         return done
 
-    for block in range(stage.block_count):
-        if block == 1:
-            spent.clear()
-            started = time.monotonic()
-        module = timed("read", lambda block=block: stage._decoder.block(block))  # once more, to know what it takes
-        windows = [hidden for shard in shards.values() for hidden in shard.hidden]
-        timed("forward", lambda block=block, module=module, own=windows: move_on(stage._decoder, block, module, own))
-        solved: list[list] = []
-        for units in stage.turns():
-            (group,) = {unit.group for unit in units}
-            found = timed(
-                "statistics",
-                lambda block=block, group=group, solved=solved: totals(
-                    stage.statistics(block, shards, [group], solved), [group], stage.shard_count
-                ),
-            )
-            total = found[group]
-            width = len(total)
-            timed("add", lambda total=total: np.add(total, total))
-            prepared = timed(f"prepare {width}", lambda group=group, total=total: stage.prepare(group, total))
-            solved.append(
-                [
-                    timed(f"solve {width}", lambda unit=unit, block=block, own=prepared: stage.solve(block, unit, own))
-                    for unit in units
-                ]
-            )
-        results = [one for turn in solved for one in turn]
-        stored = timed("assemble", lambda block=block, results=results: stage.assemble(block, None, results))
-        timed(
-            "advance",
-            lambda block=block, stored=stored, solved=solved: stage.advance(block, stored, solved[-1], shards),
-        )
-    wall = time.monotonic() - started
-    return {"seconds": spent, "wall": wall, "blocks": stage.block_count - 1}
+    def statistics(self, block, shards, groups, solved):
+        """Of a block's first turn also what is timed besides."""
+        from workflows.observing import move_on
+
+        if not solved:
+            module = self._timed("read", self.stage._decoder.block, block)
+            windows = [hidden for shard in shards.values() for hidden in shard.hidden]
+            self._timed("forward", move_on, self.stage._decoder, block, module, windows)
+        sums = self.stage.statistics(block, shards, groups, solved)
+        while (one := self._timed("statistics", next, sums, None)) is not None:
+            yield one
+
+    def prepare(self, group, total):
+        """As in the stage; one addition besides."""
+        self._timed("add", operator.add, total, total)
+        return self._timed(f"prepare {len(total)}", self.stage.prepare, group, total)
+
+    def solve(self, block, unit, prepared):
+        """As in the stage."""
+        return self._timed(f"solve {prepared[0].shape[-1]}", self.stage.solve, block, unit, prepared)
+
+    def assemble(self, block, refined, results):
+        """As in the stage."""
+        return self._timed("assemble", self.stage.assemble, block, refined, results)
+
+    def advance(self, block, finished, last, shards):
+        """As in the stage."""
+        self._timed("advance", self.stage.advance, block, finished, last, shards)
+
+
+def plain(directory: Path, schedule: Schedule) -> dict:
+    """The same work without Ray: processor and wall seconds of every step, summed over the blocks but the first."""
+    from cluster.alone import blocks_alone
+
+    stage = Timed(stage_for(directory, schedule))
+    blocks = blocks_alone(stage)
+    next(blocks)
+    stage.seconds.clear()
+    started = time.monotonic()
+    return {"blocks": len(list(blocks)), "seconds": stage.seconds, "wall": time.monotonic() - started}
 
 
 def engine(directory: Path, schedule: Schedule) -> dict:

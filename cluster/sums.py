@@ -7,7 +7,7 @@ branches and hands those on: the bits are the same wherever shards lie, and few 
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -56,13 +56,3 @@ def added(parts: Mapping[Span, np.ndarray], span: Span) -> np.ndarray:
     elif second not in parts:
         own = right
     return np.add(left, right, out=own)
-
-
-def totals(sums: Iterable[np.ndarray], groups: Sequence[str], count: int) -> dict[str, np.ndarray]:
-    """What a worker that holds all shards hands on, branch by branch and group by group, added up by group."""
-    parts = [one.copy() for one in sums]  # they may be filled again
-    spans = of_worker(range(count), count)
-    return {
-        name: added(dict(zip(spans, parts[number :: len(groups)], strict=True)), (0, count))
-        for number, name in enumerate(groups)
-    }

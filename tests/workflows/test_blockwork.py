@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from models_for_tests import write_tiny_model
 from transformers import AutoModelForCausalLM
 
+from cluster.alone import blocks_alone, totals
 from cluster.storage import open_store
-from cluster.sums import totals
 from workflows.blockwork import DensePruneStage, PruneStage, chunks
 from workflows.data.windows import Windows, to_parquet
 from workflows.models.checkpoint import Checkpoint
@@ -62,30 +62,9 @@ def make_stage(
 
 
 def streamed(stage: PruneStage) -> list[dict[str, torch.Tensor]]:
-    """What the engine does, in one process: statistics, prepare, solve, assemble, advance."""
-    stage.setup()
-    shards = {shard: stage.open_shard(shard) for shard in range(stage.shard_count)}
-    blocks = []
-    for block in range(stage.block_count):
-        solved = []
-        for units in stage.turns():
-            groups = sorted({unit.group for unit in units if unit.group})
-            found = totals(stage.statistics(block, shards, groups, solved), groups, stage.shard_count) if groups else {}
-            prepared = {name: stage.prepare(name, total) for name, total in found.items()}
-            solved.append([stage.solve(block, unit, prepared.get(unit.group)) for unit in units])
-        results = [one for turn in solved for one in turn]
-        stored = stage.assemble(block, refined(stage, block, results, shards) if stage.rounds else None, results)
-        stage.advance(block, stored, solved[-1], shards)
-        blocks.append(safetensors.torch.load(open_store(stage.before.store).get(stored.key)))
-    return blocks
-
-
-def refined(stage: PruneStage, block: int, results: list, shards: dict) -> dict[str, np.ndarray]:
-    """All rounds of a block, as the engine has them."""
-    seen, kept = stage.begin(block, results)
-    for number in range(stage.rounds):
-        seen, kept = stage.refine(block, number, seen, kept, list(stage.look(block, number, seen, shards)))
-    return seen
+    """What the engine does, in one process."""
+    store = open_store(stage.before.store)
+    return [safetensors.torch.load(store.get(stored.key)) for stored in blocks_alone(stage)]
 
 
 @torch.inference_mode()

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
+from cluster.alone import totals
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
-from cluster.sums import added, totals
+from cluster.sums import added
 from workflows.blockwork import PruneStage
 from workflows.data.windows import Windows, to_parquet
 from workflows.divergence import Divergence

@@ -13,9 +13,9 @@ from models_for_tests import MIXTURES, write_tiny_model
 from test_blockwork import LENGTH, make_stage, streamed
 from transformers import AutoModelForCausalLM
 
+from cluster.alone import totals
 from cluster.errors import InputError
 from cluster.storage import open_store
-from cluster.sums import totals
 from workflows import stages
 from workflows.blockwork import PruneStage
 from workflows.formats.huggingface import format_release

@@ -9,12 +9,12 @@ from models_for_tests import write_tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from cluster.alone import totals
 from cluster.backwards import Walk
 from cluster.layerwise import run_blocks
 from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
-from cluster.sums import totals
 from workflows.data.windows import Windows, to_parquet
 from workflows.gradient_files import put_gradients
 from workflows.importance import GradientPass

@@ -5,9 +5,10 @@ import torch
 from test_blockwork import LENGTH, SHARDS, WINDOWS, make_stage, streamed
 from transformers import AutoModelForCausalLM
 
+from cluster.alone import totals
 from cluster.errors import InputError
 from cluster.storage import open_store
-from cluster.sums import added, totals
+from cluster.sums import added
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.gradient_files import Importance, put_gradients, read_norms
 from workflows.importance import check_norms
