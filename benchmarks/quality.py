@@ -195,20 +195,33 @@ def cell_of(column: str, others: int) -> str:
 
 
 def repeated() -> list[str]:
-    """Perplexity with every choice of calibration windows, where a method was measured with all of them."""
+    """Perplexity with every choice of calibration windows, where a method was measured with all of them.
+
+    The last column is the share of our SparseGPT's excess over dense that is left, each time on the same windows.
+    """
     shown = by_cell(SHOWN)
+    dense = shown["dense", ""]["perplexity"]
+
+    def excess(name: str, column: str) -> np.ndarray | None:
+        found = [shown.get((name, cell_of(column, others))) for others in range(CHOICES)]
+        return np.array([one["perplexity"] - dense for one in found if one]) if all(found) else None
+
     lines = []
     for column in COLUMNS:
+        base = excess("sparsegpt", column)
         for name, method in METHODS.items():
-            found = [shown.get((name, cell_of(column, others))) for others in range(CHOICES)]
-            values = [one["perplexity"] for one in found if one]
-            if len(values) == CHOICES:
-                each = " | ".join(f"{value:.2f}" for value in values)
-                lines.append(f"| {method.title}, {column} | {each} | {np.mean(values):.2f} | {np.ptp(values):.2f} |")
+            own = excess(name, column)
+            if own is not None:
+                each = " | ".join(f"{dense + value:.2f}" for value in own)
+                share = own / base if base is not None else None
+                told = f"{share.mean():.2f} ({share.min():.2f} to {share.max():.2f})" if share is not None else "–"
+                means = f"{dense + own.mean():.2f} | {np.ptp(own):.2f}"
+                lines.append(f"| {method.title}, {column} | {each} | {means} | {told} |")
     if not lines:
         return []
     choices = " | ".join(f"windows {CALIBRATION * one}–{CALIBRATION * (one + 1) - 1}" for one in range(CHOICES))
-    return ["", f"| calibrated on | {choices} | mean | spread |", f"|---|{'---|' * (CHOICES + 2)}", *lines]
+    head = f"| calibrated on | {choices} | mean | spread | left of sparsegpt's excess |"
+    return ["", head, f"|---|{'---|' * (CHOICES + 3)}", *lines]
 
 
 def main() -> None:
