@@ -77,6 +77,8 @@ METHODS = {
     "wanda": Method("wanda", {"name": "wanda"}),
     "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
+    "sparsegpt-swaps": Method("sparsegpt, refit, swaps", {"name": "sparsegpt", "refit": 20, "swaps": 4}),
+    "sparsegpt-ratios": Method("sparsegpt, four ratios, refit", {"name": "sparsegpt", "refit": 20, "ratios": 4}),
     "admm": Method("admm", {"name": "admm"}),
     "admm-recovery": Method("admm, block recovery", {"name": "admm"}, {"steps": 16}),
     "sparsegpt-tokens": Method("sparsegpt, token weights", {"name": "sparsegpt"}, token_weights="gradient"),
