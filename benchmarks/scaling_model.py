@@ -57,7 +57,12 @@ class Shape:
 
     @property
     def gram_bytes(self) -> int:
-        """One shard's Grams of one block, or the prepared factors of a block: as many numbers."""
+        """One sum of the Grams of one block, folded."""
+        return FP32 * sum(width * (width // 2 + 1) for width in self.widths.values())
+
+    @property
+    def factor_bytes(self) -> int:
+        """The prepared factors of one block."""
         return FP32 * sum(width**2 for width in self.widths.values())
 
 
@@ -175,7 +180,7 @@ def traffic(shape: Shape, schedule: Schedule, nodes: int) -> Traffic:
 
     Spread evenly, as many of the nodes' sums are on the right node already as chance puts there.
     """
-    grams, factors, rows = shape.gram_bytes, shape.gram_bytes, shape.block_bytes
+    grams, factors, rows = shape.gram_bytes, shape.factor_bytes, shape.block_bytes
     sums = schedule.sums(nodes)
     return Traffic(
         grams * sum(made for made, _ in sums),
@@ -189,7 +194,7 @@ def traffic(shape: Shape, schedule: Schedule, nodes: int) -> Traffic:
 def least_traffic(shape: Shape, schedule: Schedule, nodes: int) -> int:
     """One Gram of every worker that has shards and of every node but one; factors and rows once per node."""
     grams = min(schedule.workers, schedule.shards) + nodes - 1
-    return grams * shape.gram_bytes + nodes * (shape.gram_bytes + shape.block_bytes)
+    return grams * shape.gram_bytes + nodes * (shape.factor_bytes + shape.block_bytes)
 
 
 def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str, float]:
@@ -223,8 +228,8 @@ def block_steps(shape: Shape, machine: Machine, schedule: Schedule) -> dict[str,
         "Grams over the network": received,
         "add up Grams": adding + shape.gram_bytes / machine.copy,
         "prepare (Cholesky)": sum(width**3 / 3 for width in widths) / machine.factor,
-        "factors to every node": shape.gram_bytes / machine.store
-        + math.ceil(math.log2(nodes)) * shape.gram_bytes / machine.link,
+        "factors to every node": shape.factor_bytes / machine.store
+        + math.ceil(math.log2(nodes)) * shape.factor_bytes / machine.link,
         "factors to the device": per_unit / at_once,
         "solve": max(max(solving), sum(solving) / at_once),  # no faster than the longest unit alone
         "rows to every node": shape.block_bytes
@@ -239,8 +244,9 @@ def store_needed(shape: Shape, machine: Machine, schedule: Schedule) -> int:
     nodes = schedule.nodes(machine)
     sums = schedule.sums(nodes)
     own = max(made + (leave if leave < made else 0) for made, leave in sums) * shape.gram_bytes
-    others = sum(leave for _, leave in sums) * FP32 * max(shape.widths.values()) ** 2 * (1 - 1 / nodes)
-    return round(own + others + shape.gram_bytes + shape.block_bytes)
+    widest = max(shape.widths.values())
+    others = sum(leave for _, leave in sums) * FP32 * widest * (widest // 2 + 1) * (1 - 1 / nodes)
+    return round(own + others + shape.factor_bytes + shape.block_bytes)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class PruneStage(PrunedStates):
     def prepare(self, group: str, total: np.ndarray) -> tuple[np.ndarray, ...]:
         """What the solver makes of an input's statistics, once for all who read it."""
         statistic = completed(total, self.device)
+        del total  # half a Gram, which nobody holds any more
         if self.pattern == "ffn":
             return (statistic.cpu().numpy(),)
         prepared = SOLVERS[self.solver.name].prepare(statistic, self.solver.damping)

@@ -15,7 +15,7 @@ from workflows.gradient_files import read_norms
 from workflows.models.blocks import Blocks
 from workflows.models.expert_names import same_kind
 from workflows.models.passes import Pass
-from workflows.scoring.gram import add_inputs, mirror
+from workflows.scoring.gram import add_inputs, fold, unfold
 from workflows.scoring.shrinkage import shrink
 from workflows.scoring.token_weights import token_weights, weighed
 
@@ -65,9 +65,9 @@ def inputs_of(
     weights: Mapping[int, Sequence[torch.Tensor] | None],
     only_diagonal: bool,
 ) -> Iterator[np.ndarray]:
-    """Grams [in, in] fp32 of some linears' inputs (or their diagonals [in]), span by span and group by group.
+    """Grams of some linears' inputs, folded to [in / 2 + 1, in] fp32 (or diagonals [in]), span by span, group by group.
 
-    Of a Gram only the upper triangle; `completed` does the rest.
+    `completed` makes whole Grams of them.
 
     Args:
         module: a block that halts where the linears read.
@@ -89,7 +89,8 @@ def inputs_of(
             for name, linear in linears.items()
         }
 
-    def of_shard(shard: int) -> dict[str, torch.Tensor]:
+    def of_shard(shard: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Grams, and what of them is handed on; the same in memory."""
         sums, own = empty(), weights[shard]
         for number, one in enumerate(shards[shard]):
             left = set(groups)
@@ -107,28 +108,30 @@ def inputs_of(
             del inputs  # the pass lets go of it before this loop would
         for kind in same_kind(groups):
             shrink([sums[name] for name in kind], choices)
-        return sums
+        if only_diagonal:
+            return sums, sums
+        return sums, {name: fold(total) for name, total in sums.items()}
 
-    def over(span: Span) -> dict[str, torch.Tensor]:
+    def over(span: Span) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         if span[1] - span[0] == 1:
             return of_shard(span[0])
-        first, second = map(over, halves(span))
+        (whole, first), (other, second) = map(over, halves(span))
         for name, total in first.items():
             total += second[name]
-        spare.append(second)
-        return first
+        spare.append(other)
+        return whole, first
 
     for span in spans:
-        sums = over(span)
+        whole, sums = over(span)
         for name in groups:
             yield sums[name].cpu().numpy()
-        spare.append(sums)
+        spare.append(whole)
 
 
 def completed(total: np.ndarray, device: str) -> torch.Tensor:
-    """Statistics of all shards on a device; a Gram is completed, in place on a CPU."""
+    """Statistics of all shards on a device: a whole Gram [in, in], or a diagonal [in]."""
     found = torch.from_numpy(total).to(device)
-    return mirror(found) if found.ndim > 1 else found
+    return unfold(found) if found.ndim > 1 else found
 
 
 @torch.no_grad()

@@ -83,7 +83,8 @@ def test_more_workers_than_cores_take_turns():
 
 def test_shapes_count_the_weights_of_the_models_they_name():
     assert [round(one.blocks * one.weights / 1e9) for one in (LLAMA_8B, LLAMA_70B, LLAMA_405B)] == [7, 68, 402]
-    assert LLAMA_8B.gram_bytes == 4 * (3 * 4096**2 + 14336**2)
+    assert LLAMA_8B.factor_bytes == 4 * (3 * 4096**2 + 14336**2)
+    assert LLAMA_8B.gram_bytes == LLAMA_8B.factor_bytes / 2 + 4 * (3 * 4096 + 14336), "folded"
 
 
 def test_bytes_are_the_least_where_workers_have_two_shards_and_a_node_of_their_own():

@@ -10,7 +10,17 @@ from structlog.testing import capture_logs
 
 from cluster.freed import ALLOCATOR
 from workflows.scoring import gram as grams
-from workflows.scoring.gram import NARROWEST, add_inputs, damped, factor_of, full_precision, inverse, mirror
+from workflows.scoring.gram import (
+    NARROWEST,
+    add_inputs,
+    damped,
+    factor_of,
+    fold,
+    full_precision,
+    inverse,
+    mirror,
+    unfold,
+)
 
 
 def some_gram(width: int = 24, tokens: int = 200, seed: int = 0) -> torch.Tensor:
@@ -44,6 +54,22 @@ def test_strips_make_up_the_whole_whatever_was_below_the_diagonal(width: int) ->
     tokens = inputs.double().reshape(-1, width)
     torch.testing.assert_close(mirror(gram), (tokens.T @ tokens).float(), rtol=1e-4, atol=1e-4)
     assert torch.equal(gram, gram.mT)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 2 * NARROWEST + 4, 9 * NARROWEST])
+def test_folded_grams_are_half_as_large_add_up_and_unfold_to_the_whole(width: int) -> None:
+    inputs = torch.randn(2, 20, width, generator=torch.Generator().manual_seed(1))
+    first, second = torch.full((2, width, width), 7.0).tril(-1)
+    for gram, part in zip((first, second), inputs, strict=True):
+        add_inputs(gram, part)
+    expected = mirror(first.clone()) + mirror(second.clone())
+    storage = first.data_ptr()
+    folded = fold(first)
+    assert folded.data_ptr() == storage
+    assert folded.is_contiguous()
+    assert folded.shape == ((width, width) if width % 2 else (width // 2 + 1, width))
+    folded += fold(second)
+    assert torch.equal(unfold(folded), expected)
 
 
 def test_no_tokens_add_nothing() -> None:

@@ -49,15 +49,53 @@ def add_inputs(gram: Tensor, x: Tensor) -> None:
 
 def mirror(gram: Tensor) -> Tensor:
     """Copies the upper triangle to below the diagonal, in place; returns the Gram."""
-    size = len(gram)
+    _fill_below(gram, gram)
+    return gram
+
+
+def fold(gram: Tensor) -> Tensor:
+    """Moves the upper triangle into the upper half, in place, so that half of a Gram is all that travels and is added.
+
+    That of the lower right quarter, but for its first row, goes below the diagonal of the upper left one: the
+    rectangular full packed format of LAPACK (Gustavson et al. 2010), up to the order of its parts.
+
+    Args:
+        gram: [in, in], of which only the upper triangle is looked at.
+
+    Returns:
+        A view, [in / 2 + 1, in]; a Gram with an odd number of inputs is left as it is.
+    """
+    half, odd = divmod(len(gram), 2)
+    if odd:
+        return gram
+    _fill_below(gram[:half, :half], gram[half + 1 :, half:])
+    return gram[: half + 1]
+
+
+def unfold(folded: Tensor) -> Tensor:
+    """The whole symmetric Gram [in, in] of a folded one, as a new tensor; with an odd number of inputs in place."""
+    rows, size = folded.shape
+    if rows == size:
+        return mirror(folded)
+    gram = folded.new_empty(size, size)
+    gram[:rows] = folded
+    gram[rows:, rows - 1 :] = folded[
+        : rows - 1, : rows - 2
+    ].mT  # what of it is not A22's upper triangle is mirrored over
+    return mirror(gram)
+
+
+def _fill_below(matrix: Tensor, above: Tensor) -> None:
+    """Makes matrix[i, j] = above[j, i] for all i > j, in place. They may be the same."""
+    size = len(matrix)
     step = max(NARROWEST, size // 16)
     for start in range(0, size, step):
         columns = slice(start, min(start + step, size))
-        gram[columns, columns] = gram[columns, columns].triu() + gram[columns, columns].triu(1).mT
+        lower = above[columns, columns].mT.tril(-1)
+        matrix[columns, columns].triu_()[:, : lower.shape[1]].add_(lower)
         for below in range(columns.stop, size, step):
             rows = slice(below, min(below + step, size))
-            gram[rows, columns] = gram[columns, rows].contiguous().mT.contiguous()  # so turned four times as fast
-    return gram
+            matrix[rows, columns] = above[columns, rows].contiguous().mT.contiguous()  # so turned four times as fast
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
