@@ -3,7 +3,8 @@
     gradients   Γ of every linear, one backward pass                       composite, measured, evolve; token weights
     score       inputs of every linear; what it is worth, what it costs    all but uniform
     weigh       each block pruned alone, judged by the model's predictions measured, evolve
-    evolve      mixes of levels, judged by the model's predictions         evolve
+    mix         mixes from uniform to the cheapest, judged as well         measured, evolve
+    evolve      mixes like the best of them, again and again               evolve
     allocate    the shares; pure
 
 Everything is recorded in the run's journal, so a run that was cut off goes on where it was.
@@ -115,19 +116,19 @@ class Allocating:
         scores = self._score()
         if asked.policy == "uniform":
             return ()
-        weights, mix, known = None, None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
+        mix, known = None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
         if asked.tries_levels:
-            weights = self._weigh(scores, known | {"judged": asked.windows})
+            judged = known | {"judged": asked.windows}
+            mix = self._mix(scores, self._weigh(scores, judged), judged)
         if asked.policy == "evolve":
-            assert weights is not None
-            mix = self._evolve(scores, weights, known | {"allocation": asked})
+            assert mix is not None
+            mix = self._evolve(scores, mix, known | {"allocation": asked})
 
         def allocate(work: Work) -> Allotted:
             units = Units(_scores(work.store, scores), asked, self.sparsity)
-            shares = units.shares(weights.alone if weights else (), mix.levels if mix else ())
-            return Allotted(shares=tuple(shares))
+            return Allotted(shares=tuple(units.shares(mix.levels if mix else ())))
 
-        inputs = known | {"allocation": asked, "weights": weights, "mix": mix}
+        inputs = known | {"allocation": asked, "mix": mix}
         return self.journal.step("allocate", inputs, Allotted, allocate, self.number).shares
 
     def norms(self) -> Stored | None:
@@ -196,36 +197,39 @@ class Allocating:
 
         return self.journal.step("weigh", inputs, Weights, weigh, self.number)
 
-    def _evolve(self, scores: Scores, weights: Weights, inputs: dict[str, Any]) -> Mix:
-        """The best mix of levels that a small evolutionary search finds, from the measured one on."""
+    def _mix(self, scores: Scores, weights: Weights, inputs: dict[str, Any]) -> Mix:
+        """The best of the mixes from the same level for all to the one of the lowest expected cost."""
+
+        def mix(work: Work) -> Mix:
+            self.connect()
+            units, judge = self._judge(work, scores)
+            mixes = np.array(units.mixes(weights.alone))
+            return _best(mixes, judge(_candidates(units, mixes), work.advanced))
+
+        return self.journal.step("mix", inputs | {"weights": weights}, Mix, mix, self.number)
+
+    def _evolve(self, scores: Scores, start: Mix, inputs: dict[str, Any]) -> Mix:
+        """The best mix of levels that a small evolutionary search finds."""
         asked = self.recipe.allocation
 
         def evolve(work: Work) -> Mix:
             self.connect()
             units, judge = self._judge(work, scores)
 
-            def judged(mixes: np.ndarray) -> np.ndarray:
-                return judge([tuple(units.by_block(mix)) for mix in mixes.tolist()], lambda done, total: None)
-
-            def start() -> Mix:
-                mix = units.cheapest(weights.alone)
-                return Mix(levels=tuple(mix.tolist()), divergence=float(judged(mix[None])[0]))
-
             def generation(round_: int, parent: Mix) -> Mix:
                 chance = np.random.default_rng([self.recipe.seed, self.number, round_])
                 own = np.array(parent.levels)
                 children = offspring(own, units.levels, units.sizes, self.sparsity, asked.children, chance)
-                mixes = np.concatenate([own[None], children])
-                fitness = np.concatenate([[parent.divergence], judged(children)])
-                return Mix(levels=tuple(survivor(fitness, mixes).tolist()), divergence=float(np.nanmin(fitness)))
+                judged = judge(_candidates(units, children), lambda done, total: None)
+                return _best(np.concatenate([own[None], children]), np.concatenate([[parent.divergence], judged]))
 
-            mix = _kept(work, 0, start)
+            mix = start
             for round_ in range(1, asked.generations + 1):
                 mix = _kept(work, round_, lambda round_=round_, mix=mix: generation(round_, mix))  # type: ignore[misc]
                 work.advanced(round_, asked.generations, divergence=mix.divergence)
             return mix
 
-        return self.journal.step("evolve", inputs | {"weights": weights}, Mix, evolve, self.number)
+        return self.journal.step("evolve", inputs | {"start": start}, Mix, evolve, self.number)
 
     def _judge(
         self, work: Work, scores: Scores
@@ -259,6 +263,14 @@ def _trial_solver(solver: Solver) -> Solver:
 
 def _scores(store: Store, scores: Scores) -> list[BlockScores]:
     return [BlockScores.model_validate_json(store.get(one.key)) for one in scores.blocks]
+
+
+def _candidates(units: Units, mixes: np.ndarray) -> list[Candidate]:
+    return [tuple(units.by_block(mix)) for mix in mixes.tolist()]
+
+
+def _best(mixes: np.ndarray, divergences: np.ndarray) -> Mix:
+    return Mix(levels=tuple(survivor(divergences, mixes).tolist()), divergence=float(np.nanmin(divergences)))
 
 
 def _kept(work: Work, number: int, make: Callable[[], Mix]) -> Mix:

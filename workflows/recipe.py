@@ -208,8 +208,8 @@ class Allocation(Strict):
     policy: Literal["uniform", "owl", "composite", "measured", "evolve"] = Field(
         "uniform",
         description="uniform (all the same), owl (blocks whose inputs have outliers give less), composite (one "
-        "threshold on the loss that each weight is worth), measured (each linear is pruned at several levels, the "
-        "cheapest mix is taken) or evolve (that mix, improved by a search on the model's predictions).",
+        "threshold on the loss that each weight is worth), measured (each linear is pruned at several levels; "
+        "the model's predictions choose among mixes from uniform to the cheapest) or evolve (a search from there on).",
     )
     width: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.2, description="By how much a linear's share may be above or below the stage's sparsity."

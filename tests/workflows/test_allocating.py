@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,8 +19,10 @@ from workflows.gradient_files import read_norms
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.state import ModelState
 from workflows.recipe import Recipe
+from workflows.scored import BlockScores
 from workflows.stages import prune
 from workflows.steps import Journal
+from workflows.units import MIDDLE
 
 LENGTH, WINDOWS, TARGET = 32, 8, 0.6
 MEASURED = {"policy": "measured", "windows": 3, "width": 0.3}
@@ -115,8 +118,8 @@ def test_every_policy_meets_the_target_with_shares_that_differ(model, allotted, 
 
 
 def test_policies_share_what_they_have_in_common(model, allotted):
-    done = [len(results(model, "run", step)) for step in ("gradients", "score", "weigh", "evolve", "allocate")]
-    assert done == [1, 3, 1, 1, 4]  # inputs alone; without levels; with levels
+    done = [len(results(model, "run", step)) for step in ("gradients", "score", "weigh", "mix", "evolve", "allocate")]
+    assert done == [1, 3, 1, 1, 1, 4]  # inputs alone; without levels; with levels
 
 
 def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_keeps_them(model, windows, allotted):
@@ -147,11 +150,28 @@ def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_ke
 def test_a_search_is_never_worse_than_the_mix_it_began_with(model, allotted):
     store = open_store(model.store)
     kept = [key for key in sorted(store.keys("runs/run/scores/")) if key.endswith(".mix.json")]
-    judged = [Mix.model_validate(store.get_json(key)).divergence for key in kept]
+    judged = [Mix.model_validate(one).divergence for one in results(model, "run", "mix")]
+    judged += [Mix.model_validate(store.get_json(key)).divergence for key in kept]
     assert len(judged) == 1 + SEARCH["generations"]
     assert judged == sorted(judged, reverse=True)
     assert [one["divergence"] for one in results(model, "run", "evolve")] == judged[-1:]
     assert min(Weights.model_validate(results(model, "run", "weigh")[0]).alone) > 0
+
+
+def test_a_measured_mix_is_never_worse_than_the_same_for_all(model, windows, allotted):
+    steps = steps_of(model, windows, MEASURED, "run")
+    scores = [Scores.model_validate(one) for one in results(model, "run", "score")]
+    (chosen,) = (Mix.model_validate(one) for one in results(model, "run", "mix"))
+    (weights,) = (Weights.model_validate(one) for one in results(model, "run", "weigh"))
+    store = SimpleNamespace(store=open_store(model.store))
+    (levelled,) = (one for one in scores if BlockScores.model_validate_json(store.store.get(one.blocks[0].key)).levels)
+    units, judge = steps._judge(store, levelled)
+    mixes = units.mixes(weights.alone)
+    assert (mixes[0] == MIDDLE).all()
+    assert len({one.tobytes() for one in mixes}) == len(mixes), "every step leads on"
+    judged = judge([tuple(units.by_block(one.tolist())) for one in mixes], lambda done, total: None)
+    assert chosen.divergence == judged.min()
+    assert chosen.levels == tuple(mixes[judged.argmin()])
 
 
 def test_the_table_of_a_stage_can_be_queried(model, allotted):
@@ -206,9 +226,10 @@ def test_keys_of_steps_hold_what_they_always_held_where_tokens_are_not_weighed(m
         assert one["gradients"] is None or set(one["gradients"]) == {"stored", "tokens", "loss"}
     judged = {"windows", "scores", "sparsity", "judged"}
     assert [set(one) for one in inputs["weigh"]] == [judged]
-    assert [set(one) for one in inputs["evolve"]] == [{"windows", "scores", "sparsity", "allocation", "weights"}]
+    assert [set(one) for one in inputs["mix"]] == [judged | {"weights"}]
+    assert [set(one) for one in inputs["evolve"]] == [{"windows", "scores", "sparsity", "allocation", "start"}]
     for one in inputs["allocate"]:
-        assert set(one) == {"windows", "scores", "sparsity", "allocation", "weights", "mix"}
+        assert set(one) == {"windows", "scores", "sparsity", "allocation", "mix"}
 
 
 @pytest.fixture(scope="module")
