@@ -71,7 +71,8 @@ class Method:
         return bool(self.allocation) or self.token_weights != "equal"
 
 
-SEARCH = {"policy": "evolve", "windows": 4, "generations": 12}
+SEARCH = {"policy": "evolve", "width": 0.2, "windows": 4, "generations": 12}
+MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
     "wanda": Method("wanda", {"name": "wanda"}),
@@ -85,9 +86,9 @@ METHODS = {
     "admm-tokens": Method("admm, token weights", {"name": "admm"}, token_weights="gradient"),
     "sparsegpt-owl": Method("sparsegpt, owl", {"name": "sparsegpt"}, allocation={"policy": "owl"}),
     "sparsegpt-composite": Method("sparsegpt, composite", {"name": "sparsegpt"}, allocation={"policy": "composite"}),
-    "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation={"policy": "measured"}),
-    "sparsegpt-evolve": Method("sparsegpt, evolve", {"name": "sparsegpt"}, allocation=SEARCH),
-    "best": Method("admm, evolve, block recovery", {"name": "admm"}, {"steps": 16}, SEARCH),
+    "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation=MEASURED),
+    "sparsegpt-evolve": Method("sparsegpt, evolve (± 0.2)", {"name": "sparsegpt"}, allocation=SEARCH),
+    "best": Method("admm, evolve (± 0.2), block recovery", {"name": "admm"}, {"steps": 16}, SEARCH),
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }

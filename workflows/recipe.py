@@ -212,7 +212,7 @@ class Allocation(Strict):
         "the model's predictions choose among mixes from uniform to the cheapest) or evolve (a search from there on).",
     )
     width: Annotated[float, Field(gt=0, le=0.5)] = Field(
-        0.2, description="By how much a linear's share may be above or below the stage's sparsity."
+        0.1, description="By how much a linear's share may be above or below the stage's sparsity."
     )
     windows: Positive = Field(
         8, description="Calibration windows on which predictions are held against the dense model's (measured, evolve)."

@@ -56,7 +56,7 @@ def test_an_allocation_is_a_policy_or_a_policy_with_its_fields():
     unstructured = {"target": {"pattern": "unstructured", "sparsity": 0.5}}
     short, long = parse(allocation="owl", **unstructured), parse(allocation={"policy": "owl"}, **unstructured)
     assert short.recipe.allocation == long.recipe.allocation
-    assert short.recipe.allocation.width == 0.2
+    assert short.recipe.allocation.width == 0.1
     refused("allocation: owl needs pattern unstructured; 2:4 takes the same share of all", allocation="owl")
     refused("policy", allocation="best", **unstructured)
     refused(
