@@ -40,7 +40,10 @@ class Watched(PruneStage):
             now = private_memory() - baseline
             if now > peak:
                 peak = now
-                (Path(self.before.store) / f"peak-{os.getpid()}").write_text(str(peak))
+                whole = Path(self.before.store) / f"peak-{os.getpid()}"
+                part = whole.with_name(f"part-{os.getpid()}")
+                part.write_text(str(peak))
+                part.replace(whole)  # the worker may be killed at any moment
             threading.Event().wait(0.002)
 
 
