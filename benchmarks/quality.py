@@ -88,7 +88,7 @@ METHODS = {
     "sparsegpt-composite": Method("sparsegpt, composite", {"name": "sparsegpt"}, allocation={"policy": "composite"}),
     "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation=MEASURED),
     "sparsegpt-evolve": Method("sparsegpt, evolve (± 0.2)", {"name": "sparsegpt"}, allocation=SEARCH),
-    "best": Method("admm, evolve (± 0.2), block recovery", {"name": "admm"}, {"steps": 16}, SEARCH),
+    "best": Method("admm, measured, block recovery", {"name": "admm"}, {"steps": 16}, MEASURED),
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }
