@@ -137,8 +137,8 @@ def stage_of(
 def worked_through(stage: PruneStage) -> tuple[ModelState, float]:
     """The model after a stage, worked through in this process as a worker does it, and the seconds it took."""
     began = time.monotonic()
-    blocks = blocks_alone(stage)
-    return stage.before.model_copy(update={"blocks": tuple(blocks)}), time.monotonic() - began
+    blocks = tuple(blocks_alone(stage))
+    return stage.before.model_copy(update={"blocks": blocks}), time.monotonic() - began
 
 
 def looked_at(

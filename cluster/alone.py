@@ -20,8 +20,10 @@ def blocks_alone(work: BlockWork) -> Iterator[Stored]:
         for units in work.turns():
             groups = sorted({unit.group for unit in units if unit.group is not None})
             sums = work.statistics(block, shards, groups, solved) if groups else ()
-            prepared = {name: work.prepare(name, total) for name, total in totals(sums, groups, len(shards)).items()}
-            solved.append([work.solve(block, unit, prepared.get(unit.group or "")) for unit in units])
+            prepared: dict[str | None, Any] = {
+                name: work.prepare(name, total) for name, total in totals(sums, groups, len(shards)).items()
+            }
+            solved.append([work.solve(block, unit, prepared.get(unit.group)) for unit in units])
         results = list(itertools.chain.from_iterable(solved))
         refined = _refined(cast(RoundedWork, work), block, results, shards) if work.rounds else None
         yield (finished := work.assemble(block, refined, results))

@@ -98,8 +98,9 @@ def prepare(work: BlockWork, group: str, spans: Sequence[Span], *parts: np.ndarr
     """See `BlockWork.prepare`; parts are sums over spans of shards, and all of them together."""
     work.setup()
     with giving_back():
-        total = added(dict(zip(spans, parts, strict=True)), (0, work.shard_count))
-        return work.prepare(group, np.require(total, requirements="W"))  # a part is the store's own
+        own = dict(zip(spans, parts, strict=True))
+        # A part is the store's own. The sum has no name here, so that `work` can let go of it.
+        return work.prepare(group, np.require(added(own, (0, work.shard_count)), requirements="W"))
 
 
 @ray.remote(max_retries=RETRIES)

@@ -120,9 +120,8 @@ class Allocating:
         if asked.tries_levels:
             judged = known | {"judged": asked.windows}
             mix = self._mix(scores, self._weigh(scores, judged), judged)
-        if asked.policy == "evolve":
-            assert mix is not None
-            mix = self._evolve(scores, mix, known | {"allocation": asked})
+            if asked.policy == "evolve":
+                mix = self._evolve(scores, mix, known | {"allocation": asked})
 
         def allocate(work: Work) -> Allotted:
             units = Units(_scores(work.store, scores), asked, self.sparsity)

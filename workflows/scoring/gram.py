@@ -79,9 +79,7 @@ def unfold(folded: Tensor) -> Tensor:
         return mirror(folded)
     gram = folded.new_empty(size, size)
     gram[:rows] = folded
-    gram[rows:, rows - 1 :] = folded[
-        : rows - 1, : rows - 2
-    ].mT  # what of it is not A22's upper triangle is mirrored over
+    gram[rows:, rows - 1 :] = folded[: rows - 1, : rows - 2].mT  # below its diagonal anything: that is mirrored
     return mirror(gram)
 
 
