@@ -32,7 +32,7 @@ from cluster.session import session
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
 from workflows.allocating import Allocating, Shares
-from workflows.blockwork import PruneStage
+from workflows.blockwork import PruneStage, RowChunk
 from workflows.data.windows import Windows, to_parquet
 from workflows.evaluation.quality import measure_quality
 from workflows.models.source import load_tokenizer, resolve_source
@@ -63,6 +63,7 @@ class Method:
     recovery: dict | None = None
     allocation: dict | None = None
     token_weights: str = "equal"
+    at_once: bool = False
     peer: str = ""
 
     @property
@@ -76,7 +77,9 @@ MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
     "wanda": Method("wanda", {"name": "wanda"}),
+    "wanda-at-once": Method("wanda, blocks at once", {"name": "wanda"}, at_once=True),
     "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
+    "sparsegpt-at-once": Method("sparsegpt, blocks at once", {"name": "sparsegpt"}, at_once=True),
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "sparsegpt-swaps": Method("sparsegpt, refit, swaps", {"name": "sparsegpt", "refit": 20, "swaps": 4}),
     "sparsegpt-ratios": Method("sparsegpt, four ratios, refit", {"name": "sparsegpt", "refit": 20, "ratios": 4}),
@@ -92,6 +95,19 @@ METHODS = {
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }
+
+
+class BlockAtOnce(PruneStage):
+    """A stage whose linears see what they read before anything of their block is pruned, as in the peer."""
+
+    def turns(self) -> list[list[RowChunk]]:
+        """All units in one turn."""
+        return [self.units()]
+
+    @property
+    def flows_on(self) -> bool:
+        """No: windows that halted within a block have been through linears as they were."""
+        return False
 
 
 def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
@@ -113,9 +129,10 @@ def stage_of(
     recovery: dict | None = None,
     shares: Shares = (),
     norms: Stored | None = None,
+    kind: type[PruneStage] = PruneStage,
 ) -> PruneStage:
     """One stage with the threads of this process."""
-    return PruneStage(
+    return kind(
         before=dense,
         dense=dense,
         config=dense.config,
@@ -262,7 +279,9 @@ def main() -> None:
                     shares, norms = (), None
                     if method.looks_first:
                         shares, norms = looked_at(dense, stored, method, pattern, sparsity, journal)
-                    stage = stage_of(dense, stored, method.solver, pattern, sparsity, method.recovery, shares, norms)
+                    kind = BlockAtOnce if method.at_once else PruneStage
+                    asked_for = method.solver, pattern, sparsity, method.recovery
+                    stage = stage_of(dense, stored, *asked_for, shares, norms, kind)
                     after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
                 keep(SHOWN, {"method": name, "column": cell, "perplexity": perplexity(after, evaluation), **told})
