@@ -72,7 +72,7 @@ class Method:
         return bool(self.allocation) or self.token_weights != "equal"
 
 
-SEARCH = {"policy": "evolve", "width": 0.2, "windows": 4, "generations": 12}
+SEARCH = {"policy": "evolve", "windows": 4, "generations": 12}
 MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
@@ -90,7 +90,7 @@ METHODS = {
     "sparsegpt-owl": Method("sparsegpt, owl", {"name": "sparsegpt"}, allocation={"policy": "owl"}),
     "sparsegpt-composite": Method("sparsegpt, composite", {"name": "sparsegpt"}, allocation={"policy": "composite"}),
     "sparsegpt-measured": Method("sparsegpt, measured", {"name": "sparsegpt"}, allocation=MEASURED),
-    "sparsegpt-evolve": Method("sparsegpt, evolve (± 0.2)", {"name": "sparsegpt"}, allocation=SEARCH),
+    "sparsegpt-evolve": Method("sparsegpt, evolve", {"name": "sparsegpt"}, allocation=SEARCH),
     "best": Method("admm, measured, block recovery", {"name": "admm"}, {"steps": 16}, MEASURED),
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),

@@ -20,12 +20,13 @@ from jobs.metering import most_held
 from jobs.pricing import Account, account_for
 from jobs.records import Usage
 from jobs.tenants import Tenants, load_tenants
+from workflows.allocating import FINALISTS, confirming
 from workflows.models.expert_names import share_of_tokens
 from workflows.models.experts import prunable
 from workflows.models.source import config_of
 from workflows.models.whole import empty_model, layers_of
 from workflows.recipe import Recipe
-from workflows.units import LEVELS
+from workflows.units import LEVELS, TRUSTS
 
 CORE_FLOPS = 80e9  # a CPU thread with AVX-512 in matrix products, about as the demo ran
 GPU_SHARE = 0.3  # of a GPU's peak rate
@@ -119,8 +120,10 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
         if recipe.needs_saliency:  # the inverse that a saliency needs
             total += solves
         if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
-            mixes = len(layers) / 2 + (asked.generations * asked.children if asked.policy == "evolve" else 0)
-            total += LEVELS * solves + mixes * asked.windows * recipe.data.calibration.length * 2.0 * used
+            generations = asked.generations if asked.policy == "evolve" else 0
+            few = asked.windows * (len(layers) / 2 + generations * asked.children)
+            many = confirming(recipe) * (len(TRUSTS) + generations * FINALISTS)
+            total += LEVELS * solves + (few + many) * recipe.data.calibration.length * 2.0 * used
         if stage.tune:
             seen = stage.tune.steps * stage.tune.batch * stage.tune.ranks * recipe.data.tuning.length
             total += seen * used * (6.0 + (2.0 if stage.tune.distill else 0.0)) + judged

@@ -7,6 +7,7 @@
     evolve      mixes like the best of them, again and again               evolve
     allocate    the shares; pure
 
+What decides is judged on many windows, for a search learns a few by heart; what only sorts out, on a few.
 Everything is recorded in the run's journal, so a run that was cut off goes on where it was.
 """
 
@@ -34,6 +35,8 @@ from workflows.steps import Journal, Work
 from workflows.units import MIDDLE, Units, levels_for
 
 JUDGED_EVERY = 8  # tokens; with a large vocabulary the head costs more than the blocks
+CONFIRMING = 8  # times as many windows judge the few mixes among which the choice is; EvoPress's rounds grow as fast
+FINALISTS = 2  # of a generation's children are judged on those
 
 Shares = tuple[dict[str, float], ...]
 
@@ -119,7 +122,7 @@ class Allocating:
         mix, known = None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
         if asked.tries_levels:
             judged = known | {"judged": asked.windows}
-            mix = self._mix(scores, self._weigh(scores, judged), judged)
+            mix = self._mix(scores, self._weigh(scores, judged), judged | {"confirmed": confirming(self.recipe)})
             if asked.policy == "evolve":
                 mix = self._evolve(scores, mix, known | {"allocation": asked})
 
@@ -192,7 +195,8 @@ class Allocating:
                 )
                 for alone in range(len(units.blocks))
             ]
-            return Weights(alone=tuple(judge(candidates, work.advanced).tolist()))
+            windows = range(self.recipe.allocation.windows)
+            return Weights(alone=tuple(judge(candidates, windows, work.advanced).tolist()))
 
         return self.journal.step("weigh", inputs, Weights, weigh, self.number)
 
@@ -203,13 +207,16 @@ class Allocating:
             self.connect()
             units, judge = self._judge(work, scores)
             mixes = np.array(units.mixes(weights.alone))
-            return _best(mixes, judge(_candidates(units, mixes), work.advanced))
+            return _best(mixes, judge(_candidates(units, mixes), range(confirming(self.recipe)), work.advanced))
 
         return self.journal.step("mix", inputs | {"weights": weights}, Mix, mix, self.number)
 
     def _evolve(self, scores: Scores, start: Mix, inputs: dict[str, Any]) -> Mix:
-        """The best mix of levels that a small evolutionary search finds."""
-        asked = self.recipe.allocation
+        """The best mix of levels that a small evolutionary search finds.
+
+        Each generation tries its children on a few windows of its own, and the best of them on as many as the parent.
+        """
+        asked, count = self.recipe.allocation, self.recipe.data.calibration.windows
 
         def evolve(work: Work) -> Mix:
             self.connect()
@@ -219,8 +226,10 @@ class Allocating:
                 chance = np.random.default_rng([self.recipe.seed, self.number, round_])
                 own = np.array(parent.levels)
                 children = offspring(own, units.levels, units.sizes, self.sparsity, asked.children, chance)
-                judged = judge(_candidates(units, children), lambda done, total: None)
-                return _best(np.concatenate([own[None], children]), np.concatenate([[parent.divergence], judged]))
+                few = sorted(chance.choice(count, asked.windows, replace=False).tolist())
+                finalists = children[judge(_candidates(units, children), few).argsort()[:FINALISTS]]
+                judged = judge(_candidates(units, finalists), range(confirming(self.recipe)))
+                return _best(np.concatenate([own[None], finalists]), np.concatenate([[parent.divergence], judged]))
 
             mix = start
             for round_ in range(1, asked.generations + 1):
@@ -230,10 +239,8 @@ class Allocating:
 
         return self.journal.step("evolve", inputs | {"start": start}, Mix, evolve, self.number)
 
-    def _judge(
-        self, work: Work, scores: Scores
-    ) -> tuple[Units, Callable[[Sequence[Candidate], Callable[[int, int], None]], np.ndarray]]:
-        """The units, and a function from candidates to their divergences in nats per token."""
+    def _judge(self, work: Work, scores: Scores) -> tuple[Units, Callable[..., np.ndarray]]:
+        """The units, and a function from candidates and windows to the candidates' divergences in nats per token."""
         blocks = _scores(work.store, scores)
         levels = tuple(one.levels for one in blocks if one.levels is not None)
         assert len(levels) == len(blocks)
@@ -243,10 +250,19 @@ class Allocating:
             stride=JUDGED_EVERY,
         )
 
-        def judged(candidates: Sequence[Candidate], on_done: Callable[[int, int], None]) -> np.ndarray:
-            return divergences(judge, candidates, self.cluster, self.recipe.allocation.windows, self.stop, on_done)
+        def judged(
+            candidates: Sequence[Candidate],
+            windows: Sequence[int],
+            on_done: Callable[[int, int], None] = lambda done, total: None,
+        ) -> np.ndarray:
+            return divergences(judge, candidates, self.cluster, windows, self.stop, on_done)
 
         return Units(blocks, self.recipe.allocation, self.sparsity), judged
+
+
+def confirming(recipe: Recipe) -> int:
+    """How many calibration windows, the first ones, judge mixes among which the choice is."""
+    return min(CONFIRMING * recipe.allocation.windows, recipe.data.calibration.windows)
 
 
 def weighed_by(norms: Stored | None) -> dict[str, Any]:

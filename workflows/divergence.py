@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.errors import InputError
 from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
@@ -122,35 +121,34 @@ def divergences(
     work: Divergence,
     candidates: Sequence[Candidate],
     cluster: ClusterSpec,
-    windows: int,
+    windows: Sequence[int],
     stop: Callable[[], bool],
     on_done: Callable[[int, int], None],
 ) -> np.ndarray:
     """Mean divergence [candidates] fp64, in nats per judged token, on a Ray cluster.
 
-    Each task takes some candidates and all windows, for reading blocks is what candidates share; how many tasks there
-    are changes no bit. Neighbours go to the same task: candidates that begin alike do well next to each other.
+    Each task takes some candidates and all of these windows, for reading blocks is what candidates share; how many
+    tasks there are changes no bit. Neighbours go to the same task, for those that begin alike do well together.
 
     Args:
         work: the model and its levels.
         candidates: at least one, each with one entry per block.
         cluster: how many workers.
-        windows: the first so many calibration windows are looked at.
+        windows: numbers of the calibration windows that are looked at.
         stop: asked while waiting.
         on_done: told how many of how many tasks are done.
 
     Raises:
-        InputError: there are not so many windows, or the stride leaves no token of them.
+        InputError: the stride leaves no token of a window.
         Cancelled: `stop` said so.
         Unavailable: no machines, or workers were lost again and again.
     """
-    if not 1 <= windows <= len(work._tokens):
-        raise InputError(f"{windows} windows cannot be judged: take from 1 to {len(work._tokens)}, all there are")
-    tokens = windows * len(work.positions)
+    assert max(windows) < len(work._tokens)
+    tokens = len(windows) * len(work.positions)
     slots = min(cluster.workers, len(candidates))
     parts = call_each(
         judge,
-        [(work, range(windows), [candidates[one] for one in own]) for own in spread(len(candidates), slots)],
+        [(work, windows, [candidates[one] for one in own]) for own in spread(len(candidates), slots)],
         cpus=work.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,

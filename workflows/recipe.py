@@ -215,7 +215,9 @@ class Allocation(Strict):
         0.1, description="By how much a linear's share may be above or below the stage's sparsity."
     )
     windows: Positive = Field(
-        8, description="Calibration windows on which predictions are held against the dense model's (measured, evolve)."
+        8,
+        description="Calibration windows on which predictions are held against the dense model's (measured, evolve); "
+        "the few mixes among which the choice is are judged on eight times as many, if there are.",
     )
     generations: Positive = Field(16, description="Rounds of the search (evolve).")
     children: Positive = Field(8, description="Mixes that are tried in a round (evolve).")

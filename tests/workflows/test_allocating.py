@@ -147,29 +147,35 @@ def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_ke
         assert all(second[name] >= share - 2e-3 for name, share in first.items())
 
 
-def test_a_search_is_never_worse_than_the_mix_it_began_with(model, allotted):
+def judging(model, windows):
+    """The run's units, and what its policies judge mixes with."""
+    store = open_store(model.store)
+    scores = [Scores.model_validate(one) for one in results(model, "run", "score")]
+    (levelled,) = (one for one in scores if BlockScores.model_validate_json(store.get(one.blocks[0].key)).levels)
+    return steps_of(model, windows, MEASURED, "run")._judge(SimpleNamespace(store=store), levelled)
+
+
+def test_a_search_is_never_worse_than_the_mix_it_began_with(model, windows, allotted):
     store = open_store(model.store)
     kept = [key for key in sorted(store.keys("runs/run/scores/")) if key.endswith(".mix.json")]
     judged = [Mix.model_validate(one).divergence for one in results(model, "run", "mix")]
     judged += [Mix.model_validate(store.get_json(key)).divergence for key in kept]
     assert len(judged) == 1 + SEARCH["generations"]
     assert judged == sorted(judged, reverse=True)
-    assert [one["divergence"] for one in results(model, "run", "evolve")] == judged[-1:]
+    (found,) = (Mix.model_validate(one) for one in results(model, "run", "evolve"))
+    units, judge = judging(model, windows)
+    assert found.divergence == judged[-1] == judge([tuple(units.by_block(found.levels))], range(WINDOWS)).item()
     assert min(Weights.model_validate(results(model, "run", "weigh")[0]).alone) > 0
 
 
 def test_a_measured_mix_is_never_worse_than_the_same_for_all(model, windows, allotted):
-    steps = steps_of(model, windows, MEASURED, "run")
-    scores = [Scores.model_validate(one) for one in results(model, "run", "score")]
     (chosen,) = (Mix.model_validate(one) for one in results(model, "run", "mix"))
     (weights,) = (Weights.model_validate(one) for one in results(model, "run", "weigh"))
-    store = SimpleNamespace(store=open_store(model.store))
-    (levelled,) = (one for one in scores if BlockScores.model_validate_json(store.store.get(one.blocks[0].key)).levels)
-    units, judge = steps._judge(store, levelled)
+    units, judge = judging(model, windows)
     mixes = units.mixes(weights.alone)
     assert (mixes[0] == MIDDLE).all()
     assert len({one.tobytes() for one in mixes}) == len(mixes), "every step leads on"
-    judged = judge([tuple(units.by_block(one.tolist())) for one in mixes], lambda done, total: None)
+    judged = judge([tuple(units.by_block(one.tolist())) for one in mixes], range(WINDOWS))
     assert chosen.divergence == judged.min()
     assert chosen.levels == tuple(mixes[judged.argmin()])
 
@@ -226,7 +232,7 @@ def test_keys_of_steps_hold_what_they_always_held_where_tokens_are_not_weighed(m
         assert one["gradients"] is None or set(one["gradients"]) == {"stored", "tokens", "loss"}
     judged = {"windows", "scores", "sparsity", "judged"}
     assert [set(one) for one in inputs["weigh"]] == [judged]
-    assert [set(one) for one in inputs["mix"]] == [judged | {"weights"}]
+    assert [set(one) for one in inputs["mix"]] == [judged | {"weights", "confirmed"}]
     assert [set(one) for one in inputs["evolve"]] == [{"windows", "scores", "sparsity", "allocation", "start"}]
     for one in inputs["allocate"]:
         assert set(one) == {"windows", "scores", "sparsity", "allocation", "mix"}
