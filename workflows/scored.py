@@ -125,6 +125,7 @@ class ScoreStage(OwnStates):
     def prepare(self, group: str, total: np.ndarray) -> tuple[np.ndarray, ...]:
         """The Gram (or its diagonal); then the diagonal of the inverse, and what the solver makes of the Gram."""
         statistic = completed(total, self.device)
+        del total  # half a Gram, which nobody holds any more
         found: list[Tensor] = [statistic]
         if self.gammas is not None:
             found.append(inverse_diagonal(statistic, self.solver.damping))
