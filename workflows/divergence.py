@@ -127,8 +127,8 @@ def divergences(
 ) -> np.ndarray:
     """Mean divergence [candidates] fp64, in nats per judged token, on a Ray cluster.
 
-    Each task takes some candidates and all of these windows, for reading blocks is what candidates share; how many
-    tasks there are changes no bit. Neighbours go to the same task, for those that begin alike do well together.
+    Each task takes some windows and all candidates, for these share blocks, levels and what they have in common with
+    the model; where workers are more than windows, some candidates. How many tasks there are changes no bit.
 
     Args:
         work: the model and its levels.
@@ -145,18 +145,21 @@ def divergences(
     """
     assert max(windows) < len(work._tokens)
     tokens = len(windows) * len(work.positions)
-    slots = min(cluster.workers, len(candidates))
+    rows = [[windows[one] for one in own] for own in spread(len(windows), min(cluster.workers, len(windows)))]
+    share = min(cluster.workers // len(rows), len(candidates))
+    columns = [[candidates[one] for one in own] for own in spread(len(candidates), share)]
     parts = call_each(
         judge,
-        [(work, windows, [candidates[one] for one in own]) for own in spread(len(candidates), slots)],
+        [(work, row, column) for row in rows for column in columns],
         cpus=work.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,
         on_done=on_done,
         stuck_after=cluster.block_seconds,
     )
+    whole = np.block([parts[start : start + share] for start in range(0, len(parts), share)])
     # not numpy's sum, whose order depends on how many candidates lie side by side
-    return np.array([math.fsum(one) / tokens for part in parts for one in part.T])
+    return np.array([math.fsum(one) / tokens for one in whole.T])
 
 
 def judge(work: Divergence, windows: Sequence[int], candidates: Sequence[Candidate]) -> np.ndarray:
