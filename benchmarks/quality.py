@@ -72,7 +72,7 @@ class Method:
         return bool(self.allocation) or self.token_weights != "equal"
 
 
-SEARCH = {"policy": "evolve", "windows": 4, "generations": 12}
+SEARCH = {"policy": "evolve", "windows": 4, "generations": 8}
 MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
