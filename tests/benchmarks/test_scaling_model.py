@@ -122,6 +122,7 @@ def test_bytes_are_those_that_ray_counts(directory):
     assert counted == pytest.approx(SMALL.blocks * traffic(SMALL, SHORT, nodes=1).all, rel=0.01)
 
 
+@pytest.mark.slow
 def test_bytes_and_blocks_of_two_nodes_with_two_workers_each(directory):
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once: later tests keep it
     given = replace(SHORT, shards=4, workers=4)
