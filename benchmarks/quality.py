@@ -54,6 +54,19 @@ COLUMNS = {
 }
 
 
+class BlockAtOnce(PruneStage):
+    """A stage whose linears see what they read before anything of their block is pruned, as in the peer."""
+
+    def turns(self) -> list[list[RowChunk]]:
+        """All units in one turn."""
+        return [self.units()]
+
+    @property
+    def flows_on(self) -> bool:
+        """No: windows that halted within a block have been through linears as they were."""
+        return False
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table: how every linear of every block is solved, by us or by a method of the peer."""
@@ -63,7 +76,7 @@ class Method:
     recovery: dict | None = None
     allocation: dict | None = None
     token_weights: str = "equal"
-    at_once: bool = False
+    stage: type[PruneStage] = PruneStage
     peer: str = ""
 
     @property
@@ -77,9 +90,9 @@ MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
     "wanda": Method("wanda", {"name": "wanda"}),
-    "wanda-at-once": Method("wanda, blocks at once", {"name": "wanda"}, at_once=True),
+    "wanda-at-once": Method("wanda, blocks at once", {"name": "wanda"}, stage=BlockAtOnce),
     "sparsegpt": Method("sparsegpt", {"name": "sparsegpt"}),
-    "sparsegpt-at-once": Method("sparsegpt, blocks at once", {"name": "sparsegpt"}, at_once=True),
+    "sparsegpt-at-once": Method("sparsegpt, blocks at once", {"name": "sparsegpt"}, stage=BlockAtOnce),
     "sparsegpt-refit": Method("sparsegpt, refit", {"name": "sparsegpt", "refit": 20}),
     "sparsegpt-swaps": Method("sparsegpt, refit, swaps", {"name": "sparsegpt", "refit": 20, "swaps": 4}),
     "sparsegpt-ratios": Method("sparsegpt, four ratios, refit", {"name": "sparsegpt", "refit": 20, "ratios": 4}),
@@ -95,19 +108,6 @@ METHODS = {
     "peer-wanda": Method("peer wanda", peer="wanda"),
     "peer-sparsegpt": Method("peer sparsegpt", peer="sparsegpt"),
 }
-
-
-class BlockAtOnce(PruneStage):
-    """A stage whose linears see what they read before anything of their block is pruned, as in the peer."""
-
-    def turns(self) -> list[list[RowChunk]]:
-        """All units in one turn."""
-        return [self.units()]
-
-    @property
-    def flows_on(self) -> bool:
-        """No: windows that halted within a block have been through linears as they were."""
-        return False
 
 
 def windows_of(text: str, tokenizer, first: int, count: int) -> Windows:
@@ -279,9 +279,8 @@ def main() -> None:
                     shares, norms = (), None
                     if method.looks_first:
                         shares, norms = looked_at(dense, stored, method, pattern, sparsity, journal)
-                    kind = BlockAtOnce if method.at_once else PruneStage
-                    asked_for = method.solver, pattern, sparsity, method.recovery
-                    stage = stage_of(dense, stored, *asked_for, shares, norms, kind)
+                    what = method.solver, pattern, sparsity, method.recovery, shares, norms, method.stage
+                    stage = stage_of(dense, stored, *what)
                     after, seconds = worked_through(stage)
                     told = {"seconds": round(seconds, 1)}
                 keep(SHOWN, {"method": name, "column": cell, "perplexity": perplexity(after, evaluation), **told})

@@ -14,7 +14,7 @@ Everything is recorded in the run's journal, so a run that was cut off goes on w
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -86,6 +86,19 @@ class Allotted(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     shares: Shares
+
+
+class Judge(Protocol):
+    """What tells mixes of one model apart."""
+
+    def __call__(
+        self,
+        candidates: Sequence[Candidate],
+        windows: Sequence[int],
+        on_done: Callable[[int, int], None] = ...,
+    ) -> np.ndarray:
+        """Divergences [candidates] on some calibration windows, in nats per token."""
+        ...
 
 
 @dataclass
@@ -239,8 +252,8 @@ class Allocating:
 
         return self.journal.step("evolve", inputs | {"start": start}, Mix, evolve, self.number)
 
-    def _judge(self, work: Work, scores: Scores) -> tuple[Units, Callable[..., np.ndarray]]:
-        """The units, and a function from candidates and windows to the candidates' divergences in nats per token."""
+    def _judge(self, work: Work, scores: Scores) -> tuple[Units, Judge]:
+        """The units, and what judges mixes of their levels."""
         blocks = _scores(work.store, scores)
         levels = tuple(one.levels for one in blocks if one.levels is not None)
         assert len(levels) == len(blocks)
