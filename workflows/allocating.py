@@ -23,6 +23,7 @@ from cluster.spec import ClusterSpec
 from cluster.storage import MissingKey, Store, Stored
 from workflows.allocation.evolution import offspring, survivor
 from workflows.calibrated import as_asked
+from workflows.data.windows import from_parquet
 from workflows.divergence import Candidate, Divergence, divergences
 from workflows.gradient_files import put_gradients
 from workflows.importance import measure_importance
@@ -134,8 +135,8 @@ class Allocating:
             return ()
         mix, known = None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
         if asked.tries_levels:
-            judged = known | {"judged": asked.windows}
-            mix = self._mix(scores, self._weigh(scores, judged), judged | {"confirmed": confirming(self.recipe)})
+            judged = known | {"judged": self._few}
+            mix = self._mix(scores, self._weigh(scores, judged), judged | {"confirmed": self._many})
             if asked.policy == "evolve":
                 mix = self._evolve(scores, mix, known | {"allocation": asked})
 
@@ -208,8 +209,7 @@ class Allocating:
                 )
                 for alone in range(len(units.blocks))
             ]
-            windows = range(self.recipe.allocation.windows)
-            return Weights(alone=tuple(judge(candidates, windows, work.advanced).tolist()))
+            return Weights(alone=tuple(judge(candidates, self._few, work.advanced).tolist()))
 
         return self.journal.step("weigh", inputs, Weights, weigh, self.number)
 
@@ -220,7 +220,7 @@ class Allocating:
             self.connect()
             units, judge = self._judge(work, scores)
             mixes = np.array(units.mixes(weights.alone))
-            return _best(mixes, judge(_candidates(units, mixes), range(confirming(self.recipe)), work.advanced))
+            return _best(mixes, judge(_candidates(units, mixes), self._many, work.advanced))
 
         return self.journal.step("mix", inputs | {"weights": weights}, Mix, mix, self.number)
 
@@ -241,7 +241,7 @@ class Allocating:
                 children = offspring(own, units.levels, units.sizes, self.sparsity, asked.children, chance)
                 few = sorted(chance.choice(count, asked.windows, replace=False).tolist())
                 finalists = children[judge(_candidates(units, children), few).argsort()[:FINALISTS]]
-                judged = judge(_candidates(units, finalists), range(confirming(self.recipe)))
+                judged = judge(_candidates(units, finalists), self._many)
                 return _best(np.concatenate([own[None], finalists]), np.concatenate([[parent.divergence], judged]))
 
             mix = start
@@ -251,6 +251,20 @@ class Allocating:
             return mix
 
         return self.journal.step("evolve", inputs | {"start": start}, Mix, evolve, self.number)
+
+    @property
+    def _few(self) -> list[int]:
+        """Numbers of the calibration windows that sort out."""
+        return self._in_turn[: self.recipe.allocation.windows]
+
+    @property
+    def _many(self) -> list[int]:
+        """Numbers of the calibration windows that decide."""
+        return self._in_turn[: confirming(self.recipe)]
+
+    @cached_property
+    def _in_turn(self) -> list[int]:
+        return from_parquet(self.journal.store.get(self.windows.key))["calibration"].in_turn()
 
     def _judge(self, work: Work, scores: Scores) -> tuple[Units, Judge]:
         """The units, and what judges mixes of their levels."""
@@ -274,7 +288,7 @@ class Allocating:
 
 
 def confirming(recipe: Recipe) -> int:
-    """How many calibration windows, the first ones, judge mixes among which the choice is."""
+    """How many calibration windows judge mixes among which the choice is."""
     return min(CONFIRMING * recipe.allocation.windows, recipe.data.calibration.windows)
 
 

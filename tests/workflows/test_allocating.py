@@ -25,6 +25,7 @@ from workflows.steps import Journal
 from workflows.units import MIDDLE
 
 LENGTH, WINDOWS, TARGET = 32, 8, 0.6
+SLICES = ["code"] * 5 + ["prose"] * 3
 MEASURED = {"policy": "measured", "windows": 3, "width": 0.3}
 SEARCH = {"policy": "evolve", "generations": 3, "children": 3, "windows": 3, "width": 0.3}
 
@@ -47,7 +48,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def windows(model):
     tokens = np.random.default_rng(0).integers(4, model.config["vocab_size"], (WINDOWS, LENGTH)).astype(np.int32)
-    content = to_parquet({"calibration": Windows(tokens=tokens, slices=["all"] * WINDOWS)})
+    content = to_parquet({"calibration": Windows(tokens=tokens, slices=SLICES)})
     return open_store(model.store).put("windows", content)
 
 
@@ -178,6 +179,13 @@ def test_a_measured_mix_is_never_worse_than_the_same_for_all(model, windows, all
     judged = judge([tuple(units.by_block(one.tolist())) for one in mixes], range(WINDOWS))
     assert chosen.divergence == judged.min()
     assert chosen.levels == tuple(mixes[judged.argmin()])
+
+
+def test_windows_that_sort_mixes_out_are_of_every_slice(model, allotted):
+    store = open_store(model.store)
+    records = [store.get_json(key) for key in store.keys("runs/run/steps/")]
+    (weighed,) = (record["inputs"] for record in records if record["step"] == "weigh")
+    assert weighed["judged"] == [0, 5, 1]
 
 
 def test_the_table_of_a_stage_can_be_queried(model, allotted):

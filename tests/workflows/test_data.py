@@ -14,6 +14,7 @@ from cluster.errors import InputError
 from cluster.storage import open_store
 from workflows.data.sources import fingerprint, read_documents
 from workflows.data.windows import (
+    Windows,
     build_all,
     build_windows,
     check_disjoint,
@@ -179,6 +180,15 @@ def test_choice_is_exact_fair_and_without_repeats(available, data, seed):
         assert all(0 <= row < available[label] for row in rows)
         others = [len(chosen[other]) for other in available]
         assert len(rows) >= min(available[label], min(others))
+
+
+@given(slices=st.lists(st.sampled_from("abc"), min_size=1, max_size=12))
+def test_the_first_few_windows_in_turn_are_of_as_many_slices_as_can_be(slices):
+    numbers = Windows(tokens=np.zeros((len(slices), 2), dtype=np.int32), slices=slices).in_turn()
+    assert sorted(numbers) == list(range(len(slices)))
+    for few in range(len(slices) + 1):
+        assert len({slices[one] for one in numbers[:few]}) == min(few, len(set(slices)))
+    assert len(set(slices)) > 1 or numbers == list(range(len(slices)))
 
 
 def test_store_layout_is_readable_elsewhere(tmp_path):

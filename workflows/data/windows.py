@@ -1,6 +1,7 @@
 """Text becomes windows of exactly as many tokens as a recipe says, always the same ones."""
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -33,6 +34,15 @@ class Windows:
         """Windows low..high."""
         labels = None if self.labels is None else self.labels[low:high]
         return Windows(tokens=self.tokens[low:high], slices=self.slices[low:high], labels=labels)
+
+    def in_turn(self) -> list[int]:
+        """Numbers of all windows, one of each slice in turn: any first few of them are of as many slices as can be."""
+        seen: Counter[str] = Counter()
+        turns = []
+        for number, label in enumerate(self.slices):
+            turns.append((seen[label], number))
+            seen[label] += 1
+        return [number for _, number in sorted(turns)]
 
     def wanted(self, window: int) -> np.ndarray:
         """What should be predicted of a window, int64: its own tokens [length], or the class of a sentence []."""
