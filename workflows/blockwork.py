@@ -122,7 +122,7 @@ class PruneStage(PrunedStates):
         self._want(block, shards)
         rest = Checkpoint(self.before).read_block(block, lambda name: name not in seen)
         tensors = dict(rest) | {name: torch.from_numpy(one) for name, one in seen.items()}
-        module = self._finished_decoder.block(block, tensors.items())
+        module = self._finished_decoder.block_of(block, tensors.items())
         weights = {name: module.get_parameter(name).requires_grad_(True) for name in seen}
         for shard in shards.values():
             window = number % len(shard.hidden)

@@ -93,6 +93,7 @@ class Divergence(Calibrated):
     def _through(self, block: int, tracks: list[Track], plans: Sequence[Mapping[str, int]]) -> list[Track]:
         """Moves all tracks through a block and parts those whose candidates differ in it; number 0 stays in front."""
         own = self._decoder.block(block).state_dict()
+        self._decoder.read_ahead(block + 1)
         levels = LevelFile(open_store(self.before.store), self.levels[block].key)
 
         @cache
@@ -103,7 +104,7 @@ class Divergence(Calibrated):
         def module(plan: frozenset[tuple[str, int]]) -> nn.Module:
             """The block as planned; all that are made share their weights."""
             taken = {f"{linear}.weight": weight(linear, level) for linear, level in plan}
-            return self._decoder.block(block, (own | taken).items())
+            return self._decoder.block_of(block, (own | taken).items())
 
         moved = []
         while tracks:

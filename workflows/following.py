@@ -115,7 +115,7 @@ class PrunedStates(Observing):
             raise NotWritten(f"block {block}")
         else:
             tensors = read_block_file(open_store(self.before.store), finished.key, self.before.prefix(block))
-            module = self._finished_decoder.block(block, tensors)
+            module = self._finished_decoder.block_of(block, tensors)
             for shard in shards.values():
                 move_on(self._finished_decoder, block, module, shard.hidden)
         self._want(block, shards)
@@ -156,7 +156,10 @@ class PrunedStates(Observing):
             weights=self._weights(block, shards),
             only_diagonal=self._only_diagonal,
         )
-        if self.flows_on or len(solved) + 1 < len(self._turns):
+        last = len(solved) + 1 == len(self._turns)
+        if last:
+            self._decoder.read_ahead(block + 1)  # now that Grams are gone, and while the last linears are solved
+        if self.flows_on or not last:
             for shard, one in zip(shards.values(), halted, strict=True):
                 one.turns = len(solved) + 1
                 shard.halted = one

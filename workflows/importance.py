@@ -73,6 +73,8 @@ class GradientPass(Calibrated):
     def forward(self, block: int, held: Held) -> None:
         """Keeps what enters the block, and moves it through."""
         module = self._decoder.block(block)
+        turning = block + 1 == self.block_count  # then the way back begins with this block
+        self._decoder.read_ahead(block if turning else block + 1)
         for shard, windows in held.current.items():
             held.boundaries.keep(block, shard, windows)
             held.current[shard] = [self._decoder.run(block, module, hidden) for hidden in windows]
@@ -95,6 +97,7 @@ class GradientPass(Calibrated):
         Per shard and linear the sum over tokens of (∂L/∂y_o)²; where asked the norms of what came, [tokens].
         """
         module = self._decoder.block(block)
+        self._decoder.read_ahead(block - 1)
         linears = prunable(module)
         sums = []
         with self._repeatable():

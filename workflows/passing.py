@@ -63,6 +63,7 @@ class OwnStates(Observing):
     ) -> Iterator[np.ndarray]:
         """Grams [in, in] fp32, or their diagonals [in] where that is enough, branch by branch and group by group."""
         module = halting(self._decoder.block(block), groups)
+        self._decoder.read_ahead(block + 1)
         moved: dict[int, list[torch.Tensor]] = {number: [] for number in shards}
 
         def passes(hidden: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> Iterator[Pass]:

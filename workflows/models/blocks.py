@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from workflows.models.ahead import Ahead
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.experts import prunable
 from workflows.models.whole import empty_model, fill, layers_of
@@ -61,6 +62,7 @@ class Blocks(ABC):
         self.length = length
         self._model = empty_model(checkpoint.state.config, dtype)
         self._layers = layers_of(self._model, checkpoint.state.config)
+        self._ahead = Ahead(checkpoint.read_block, pinned=torch.device(device).type == "cuda")
 
     @abstractmethod
     def embed(self, windows: Sequence[Tensor] | Tensor) -> list[Tensor]:
@@ -85,10 +87,18 @@ class Blocks(ABC):
     def _arguments(self, index: int) -> dict[str, Any]:
         """What the model hands to a block beside the hidden states; the same for all windows."""
 
-    def block(self, index: int, tensors: Iterable[tuple[str, Tensor]] | None = None) -> nn.Module:
-        """Block `index` with the given tensors, else its own. Only the caller's reference keeps them in memory."""
-        template = copy.deepcopy(self._layers[index])
-        return fill(template, tensors or self.checkpoint.read_block(index), self.dtype, self.device)
+    def block(self, index: int) -> nn.Module:
+        """Block `index` with its own tensors. Only the caller's reference keeps them in memory."""
+        return self.block_of(index, self._ahead.take(index))
+
+    def read_ahead(self, index: int) -> None:
+        """Begins to read the block that will be asked for next, if there is such a block."""
+        if 0 <= index < len(self._layers):
+            self._ahead.begin(index)
+
+    def block_of(self, index: int, tensors: Iterable[tuple[str, Tensor]]) -> nn.Module:
+        """Block `index` with the given tensors. Only the caller's reference keeps them in memory."""
+        return fill(copy.deepcopy(self._layers[index]), tensors, self.dtype, self.device)
 
     def linears(self, index: int) -> list[Linear]:
         """The prunable matrices of a block, in the order in which the block uses them.
