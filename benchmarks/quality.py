@@ -85,7 +85,7 @@ class Method:
         return bool(self.allocation) or self.token_weights != "equal"
 
 
-SEARCH = {"policy": "evolve", "windows": 4, "generations": 8}
+SEARCH = {"policy": "evolve", "windows": 4, "generations": 4}
 MEASURED = {"policy": "measured", "windows": 4}
 METHODS = {
     "magnitude": Method("magnitude", {"name": "magnitude"}),
