@@ -39,19 +39,17 @@ def walk(state: ModelState, windows: int, ahead: bool) -> tuple[float, float]:
     decoder = Decoder(Checkpoint(state), torch.float32, LENGTH)
     draw = torch.Generator().manual_seed(0)
     hidden = decoder.embed(torch.randint(0, WORDS, (windows, LENGTH), generator=draw))
-    waited, began = 0.0, 0.0
+    waits = []
     for index in range(state.block_count):
         asked = time.monotonic()
         block = decoder.block(index)
         if ahead:
             decoder.read_ahead(index + 1)
-        there = time.monotonic()
-        if index == 1:
-            began = asked
-        waited += there - asked if index else 0.0
+        waits.append((asked, time.monotonic()))
         hidden = [decoder.run(index, block, one) for one in hidden]
         del block
-    return time.monotonic() - began, waited
+    later = waits[1:]
+    return time.monotonic() - later[0][0], sum(there - asked for asked, there in later)
 
 
 def main() -> None:

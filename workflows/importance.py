@@ -73,8 +73,7 @@ class GradientPass(Calibrated):
     def forward(self, block: int, held: Held) -> None:
         """Keeps what enters the block, and moves it through."""
         module = self._decoder.block(block)
-        turning = block + 1 == self.block_count  # then the way back begins with this block
-        self._decoder.read_ahead(block if turning else block + 1)
+        self._decoder.read_ahead(min(block + 1, self.block_count - 1))  # the way back begins with the last one
         for shard, windows in held.current.items():
             held.boundaries.keep(block, shard, windows)
             held.current[shard] = [self._decoder.run(block, module, hidden) for hidden in windows]

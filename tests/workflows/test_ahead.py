@@ -1,6 +1,5 @@
 """The next block is read while the one at hand is at work: once, and whatever was guessed, the right one is handed out."""
 
-import json
 import threading
 import weakref
 from collections import Counter
@@ -8,12 +7,12 @@ from collections import Counter
 import pytest
 import torch
 from models_for_tests import write_tiny_model
+from test_decoder import state_of
 
 from cluster.errors import InputError
 from workflows.models.ahead import Ahead
 from workflows.models.checkpoint import Checkpoint
 from workflows.models.decoder import Decoder
-from workflows.models.state import ModelState
 
 PATIENCE = 60  # seconds
 
@@ -93,9 +92,7 @@ def test_a_tensor_is_let_go_of_once_the_next_one_is_asked_for():
 
 
 def write_model(tmp_path) -> Checkpoint:
-    directory = write_tiny_model(tmp_path / "model", "llama", layers=3)
-    config = json.loads((directory / "config.json").read_text())
-    return Checkpoint(ModelState(source=str(directory), source_digest="0" * 64, config=config, store=str(tmp_path)))
+    return Checkpoint(state_of(write_tiny_model(tmp_path / "model", "llama", layers=3)))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
