@@ -18,7 +18,10 @@ from workflows.models.whole import fill
 from workflows.scoring.gradients import head_backward, norm_backward
 from workflows.scoring.kl import divergence
 
-HEAD_PIECE = 1 << 24  # numbers in a piece of the head; 64 MiB in fp32
+HEAD_PIECE = 1 << 24  # numbers of the head that are read at once; a GPU multiplies with as many
+# A CPU casts and multiplies with fewer, for they stay in its cache; and its fp32 copies come from the heap, see
+# `cluster.freed`, where new pages would take as long as the product.
+HEAD_PIECE_CPU = 1 << 20
 
 
 class Decoder(Blocks):
@@ -56,8 +59,11 @@ class Decoder(Blocks):
         config = self.checkpoint.state.config
         name = "model.embed_tokens.weight" if self._model.config.tie_word_embeddings else "lm_head.weight"
         rows = max(1, HEAD_PIECE // int(config["hidden_size"]))
-        pieces = torch.arange(int(config["vocab_size"])).split(rows)
-        return [self.checkpoint.read_rows(name, piece).to(self.device) for piece in pieces]
+        at_once = max(1, HEAD_PIECE_CPU // int(config["hidden_size"])) if self.device == "cpu" else rows
+        read = torch.arange(int(config["vocab_size"])).split(rows)
+        return [
+            piece for own in read for piece in self.checkpoint.read_rows(name, own).to(self.device).split(at_once)
+        ]  # fmt: skip
 
     def positions(self, stride: int) -> range:
         """Tokens stride − 1, 2 · stride − 1 and so on; the last one may be, for nothing needs to follow it."""

@@ -38,15 +38,17 @@ def head_backward(
     at_once = max(1, LOGITS_AT_ONCE // vocabulary)
     loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
     gradients = []
+    # made once, for new pages take long
+    room = torch.empty(min(at_once, len(hidden)), vocabulary, device=hidden.device)
+    slopes = torch.empty_like(room) if cap is not None else torch.empty(0)
     for states, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):
-        logits = torch.empty(len(states), vocabulary, device=hidden.device)
+        logits = room[: len(states)]
         places = logits.split([len(piece) for piece in head], dim=1)
         for place, piece in zip(places, head, strict=True):
             place.copy_(states @ piece.to(states.dtype).mT)
-        slope = None
         if cap is not None:
             logits.div_(cap).tanh_()
-            slope = 1 - logits.square()
+            slope = torch.square(logits, out=slopes[: len(states)]).neg_().add_(1)
             logits.mul_(cap)
         largest = logits.amax(1, keepdim=True)
         right = logits.gather(1, wanted[:, None])
@@ -54,7 +56,7 @@ def head_backward(
         loss += (total.log() + largest - right).double().sum()
         logits.div_(total)
         logits.scatter_add_(1, wanted[:, None], torch.full_like(right, -1))
-        if slope is not None:
+        if cap is not None:
             logits.mul_(slope)
         gradient = torch.zeros(states.shape, device=hidden.device)
         for place, piece in zip(places, head, strict=True):
