@@ -127,14 +127,14 @@ def engine(directory: Path, schedule: Schedule) -> dict:
     from ray.cluster_utils import Cluster
 
     from cluster.layerwise import run_blocks
-    from cluster.session import KEEP_WORKERS, worker_environment
+    from cluster.session import WORKER_PROCESSES, worker_environment
     from cluster.spec import ClusterSpec
 
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     stage = stage_for(directory, schedule)
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": STORE, "_system_config": KEEP_WORKERS},
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE, "_system_config": WORKER_PROCESSES},
     )
     looks = []
     try:

@@ -27,7 +27,7 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for what it tells the dr
 
 # Ray ends a worker process that is idle for a second; the next task then waits 3 s for imports. And it starts some at
 # once, without our environment, which nothing of ours can run in: half a second of CPU each.
-PROCESSES = {"idle_worker_killing_time_threshold_ms": 60_000, "prestart_worker_first_driver": False}
+WORKER_PROCESSES = {"idle_worker_killing_time_threshold_ms": 60_000, "prestart_worker_first_driver": False}
 
 # Ray repeats a task that it killed for memory without end; so the run would hang instead of saying why.
 BOUNDED_RETRIES = {"task_oom_retries": 5}
@@ -60,7 +60,7 @@ def session(spec: ClusterSpec, cpus: int) -> Iterator[None]:
             logging_level=logging.ERROR,
             configure_logging=False,
             runtime_env=worker_environment(),
-            _system_config=PROCESSES | BOUNDED_RETRIES if embedded else None,
+            _system_config=WORKER_PROCESSES | BOUNDED_RETRIES if embedded else None,
         )
     except Exception as error:
         if not isinstance(error, OSError | RuntimeError) and type(error) is not Exception:

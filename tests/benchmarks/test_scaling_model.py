@@ -33,7 +33,7 @@ from scaling_model import (
 )
 
 from cluster.layerwise import run_blocks
-from cluster.session import KEEP_WORKERS, session, worker_environment
+from cluster.session import WORKER_PROCESSES, session, worker_environment
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored
 
@@ -132,7 +132,8 @@ def test_bytes_and_blocks_of_two_nodes_with_two_workers_each(directory):
         return run_blocks(stage, ClusterSpec(workers=workers), 1, [], lambda block, stored: None, lambda: False)
 
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": KEEP_WORKERS}
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": WORKER_PROCESSES},
     )
     try:
         for _ in range(2):

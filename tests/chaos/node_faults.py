@@ -19,7 +19,7 @@ from test_blockwork import make_stage
 from world import World
 
 from cluster.errors import Unavailable
-from cluster.session import KEEP_WORKERS
+from cluster.session import WORKER_PROCESSES
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
 from workflows.recipe import Solver
@@ -37,7 +37,7 @@ def cluster(world: World) -> Cluster:
     if "cluster" not in world.kept:
         made = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK | KEEP_WORKERS},
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK | WORKER_PROCESSES},
         )
         world.enter(Closing(made))
         for _ in range(NODES):
@@ -151,7 +151,7 @@ def object_store_full(seed: int, world: World) -> Shown:
             log_to_driver=False,
             logging_level="ERROR",
             object_store_memory=OBJECT_STORE,
-            _system_config=KEEP_WORKERS | {"object_spilling_config": json.dumps(target)},
+            _system_config=WORKER_PROCESSES | {"object_spilling_config": json.dumps(target)},
         )
         try:
             quiet = wide_stage(world)
