@@ -40,6 +40,14 @@ def embedded_ray():
         yield
 
 
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory):
+    """The directory of a tiny model of three layers that has learnt a little English; nobody writes there."""
+    from models_for_tests import write_trained_model  # imports transformers, which many tests do without
+
+    return write_trained_model(tmp_path_factory.mktemp("trained") / "model", layers=3)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_goes_with_the_tests():
     """Nothing of it is left."""

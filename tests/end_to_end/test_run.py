@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from models_for_tests import write_trained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import Cancelled
@@ -26,11 +25,6 @@ PART = {"source": "builtin:python-docs", "length": 64}
 STEPS_OF_A_RUN = 9  # windows, evaluate, prune, evaluate, tune, evaluate, format, measure, publish
 PRUNING = GRADIENTS = 2  # the steps done before
 PATIENCE = 240  # seconds after which a run that should have ended has hung
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_trained_model(tmp_path_factory.mktemp("e2e") / "model", layers=3)
 
 
 def write_job(directory: Path, model: Path, to: str, **changes) -> Path:
@@ -71,11 +65,11 @@ def records(to: str) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(s3, model, tmp_path_factory):
+def undisturbed(s3, trained_model, tmp_path_factory):
     """One run from start to end, to S3; the others are held against its digest."""
     directory = tmp_path_factory.mktemp("undisturbed")
     to = f"s3://tests/{uuid.uuid4().hex}"
-    job = write_job(directory, model, to)
+    job = write_job(directory, trained_model, to)
     code, shown = run(job)
     assert code == 0, shown
     return {"job": job, "to": to, "shown": shown, "digest": find_version(open_store(to), "tiny", None).digest}
@@ -120,11 +114,11 @@ def test_running_again_does_nothing_again(undisturbed):
 
 
 @pytest.mark.slow
-def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, tmp_path):
+def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(trained_model, tmp_path):
     to = str(tmp_path / "out")
     job = write_job(
         tmp_path,
-        model,
+        trained_model,
         to,
         target={"pattern": "unstructured", "sparsity": 0.5},
         allocation={"policy": "evolve", "generations": 2, "children": 2, "windows": 2},
@@ -150,12 +144,12 @@ def test_a_searched_allocation_leads_to_a_release_that_meets_the_target(model, t
 
 
 @pytest.mark.slow
-def test_weighed_tokens_lead_to_the_same_release_when_the_driver_dies_in_their_gradient_pass(model, tmp_path):
+def test_weighed_tokens_lead_to_the_same_release_when_the_driver_dies_in_their_gradient_pass(trained_model, tmp_path):
     digests = []
     for workers in (2, 1):
         to = tmp_path / f"{workers}"
         weighed = {"token_weights": "gradient", "stages": [{"sparsity": 0.5}]}
-        job = write_job(tmp_path, model, str(to), cluster={"workers": workers}, **weighed)
+        job = write_job(tmp_path, trained_model, str(to), cluster={"workers": workers}, **weighed)
         if workers == 1:
             process, deadline = start(job), time.monotonic() + PATIENCE
             while len(list(to.glob("runs/*/steps/*.json"))) < GRADIENTS and process.poll() is None:
@@ -175,8 +169,8 @@ def test_weighed_tokens_lead_to_the_same_release_when_the_driver_dies_in_their_g
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
-def test_the_same_digest_on_other_numbers_of_workers(undisturbed, model, tmp_path, workers):
-    job = write_job(tmp_path, model, str(tmp_path / "out"), cluster={"workers": workers})
+def test_the_same_digest_on_other_numbers_of_workers(undisturbed, trained_model, tmp_path, workers):
+    job = write_job(tmp_path, trained_model, str(tmp_path / "out"), cluster={"workers": workers})
     code, shown = run(job)
     assert code == 0, shown
     assert find_version(open_store(str(tmp_path / "out")), "tiny", "1").digest == undisturbed["digest"]
@@ -184,10 +178,10 @@ def test_the_same_digest_on_other_numbers_of_workers(undisturbed, model, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps_done", [[PRUNING, 4, 8], range(STEPS_OF_A_RUN)], ids=["some", "every"])
-def test_the_same_digest_when_the_driver_dies_and_one_worker_is_left(undisturbed, model, tmp_path, steps_done):
+def test_the_same_digest_when_the_driver_dies_and_one_worker_is_left(undisturbed, trained_model, tmp_path, steps_done):
     """Stopped by SIGTERM while it prunes, which drains; killed without a word in the other steps."""
     to = tmp_path / "out"
-    job = write_job(tmp_path, model, str(to), cluster={"workers": 1})
+    job = write_job(tmp_path, trained_model, str(to), cluster={"workers": 1})
     first_seen: dict[str, float] = {}
     ends = []
     for done in steps_done:
@@ -225,11 +219,11 @@ def reached(to: Path, steps_done: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(model, tmp_path):
+def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(trained_model, tmp_path):
     to = str(tmp_path / "out")
     job = write_job(
         tmp_path,
-        model,
+        trained_model,
         to,
         target={"pattern": "ffn", "sparsity": 0.9375},
         stages=[
@@ -250,11 +244,11 @@ def test_a_failed_gate_publishes_the_last_good_stage_and_says_so(model, tmp_path
 
 
 @pytest.mark.slow
-def test_no_good_stage_publishes_nothing(model, tmp_path):
+def test_no_good_stage_publishes_nothing(trained_model, tmp_path):
     to = str(tmp_path / "out")
     gates = {"perplexity_increase": 0.01, "worst_slice_increase": 0.01}
     target = {"pattern": "unstructured", "sparsity": 0.98}
-    job = write_job(tmp_path, model, to, target=target, stages=[], solver={"name": "magnitude"}, gates=gates)
+    job = write_job(tmp_path, trained_model, to, target=target, stages=[], solver={"name": "magnitude"}, gates=gates)
     code, shown = run(job)
     assert code == 3, shown
     assert "Nothing was published" in shown
@@ -262,9 +256,9 @@ def test_no_good_stage_publishes_nothing(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_compact_releases_are_small_on_the_way_and_stock_after_it(undisturbed, model, tmp_path):
+def test_compact_releases_are_small_on_the_way_and_stock_after_it(undisturbed, trained_model, tmp_path):
     to = str(tmp_path / "out")
-    job = write_job(tmp_path, model, to, format="compact", stages=[])
+    job = write_job(tmp_path, trained_model, to, format="compact", stages=[])
     code, shown = run(job)
     assert code == 0, shown
     command = [sys.executable, "-m", "jobs.cli", "pull", "tiny", str(tmp_path / "release"), "--from", to]

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from models_for_tests import write_trained_model
 
 from cluster.errors import Cancelled
 from cluster.spec import ClusterSpec
@@ -34,14 +33,12 @@ pytestmark = pytest.mark.usefixtures("embedded_ray")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("allocating")
-    directory = write_trained_model(path / "model", layers=3)
+def model(trained_model, tmp_path_factory):
     return ModelState(
-        source=str(directory),
+        source=str(trained_model),
         source_digest="0" * 64,
-        config=json.loads((directory / "config.json").read_text()),
-        store=str(path / "store"),
+        config=json.loads((trained_model / "config.json").read_text()),
+        store=str(tmp_path_factory.mktemp("allocating") / "store"),
     )
 
 
