@@ -72,7 +72,7 @@ def usage_from_size(job: Job, config: dict[str, Any], profile: HardwareProfile) 
     work = operations(job.recipe, config)
     cpus, gpus = most_held(job)
     # The policies' own steps; then the score and the gradient pass, which other fields may ask for, too.
-    scoring = {"uniform": 0, "owl": 1, "composite": 1, "measured": 2, "evolve": 3}[job.allocation.policy]
+    scoring = {"uniform": 0, "owl": 1, "composite": 1, "measured": 3, "evolve": 4}[job.allocation.policy]
     scoring += job.recipe.needs_scores + job.recipe.needs_gradients
     steps = 5 + sum(scoring + (4 if stage.tune else 2) for stage in job.stages)
     flat = steps * STEP_SECONDS + MEASURING_SECONDS
@@ -121,6 +121,7 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
             total += solves
         if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
             generations = asked.generations if asked.policy == "evolve" else 0
+            total += 2.0 * blocks * tokens("calibration")  # what the model itself predicts
             few = asked.windows * (len(layers) / 2 + generations * asked.children)
             many = confirming(recipe) * (len(TRUSTS) + generations * FINALISTS)
             total += LEVELS * solves + (few + many) * recipe.data.calibration.length * 2.0 * used

@@ -8,7 +8,7 @@ from jobs.job import Job
 from jobs.records import Usage
 from workflows.events import Event, StepEnded, StepStarted
 
-ON_WORKERS = ("gradients", "score", "weigh", "mix", "evolve", "prune", "evaluate")
+ON_WORKERS = ("gradients", "score", "predict", "weigh", "mix", "evolve", "prune", "evaluate")
 
 
 def held(job: Job, step: str, stage: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
     gradients   Γ of every linear, one backward pass                       composite, measured, evolve; token weights
     score       inputs of every linear; what it is worth, what it costs    all but uniform
+    predict     what the model itself predicts                             measured, evolve
     weigh       each block pruned alone, judged by the model's predictions measured, evolve
     mix         mixes from uniform to the cheapest, judged as well         measured, evolve
     evolve      mixes like the best of them, again and again               evolve
@@ -28,6 +29,7 @@ from workflows.divergence import Candidate, Divergence, divergences
 from workflows.gradient_files import put_gradients
 from workflows.importance import measure_importance
 from workflows.models.state import ModelState
+from workflows.predictions import Predicting, keep_predictions
 from workflows.recipe import Recipe, Solver
 from workflows.score_table import table, write_table
 from workflows.scored import BlockScores, ScoreStage
@@ -62,6 +64,14 @@ class Scores(BaseModel):
 
     blocks: tuple[Stored, ...]
     table: Stored | None
+
+
+class Predictions(BaseModel):
+    """An object of `Predicting.keep` per window, by the window's number."""
+
+    model_config = ConfigDict(frozen=True)
+
+    windows: dict[int, Stored]
 
 
 class Weights(BaseModel):
@@ -135,10 +145,11 @@ class Allocating:
             return ()
         mix, known = None, self.how | {"scores": scores.blocks, "sparsity": self.sparsity}
         if asked.tries_levels:
-            judged = known | {"judged": self._few}
-            mix = self._mix(scores, self._weigh(scores, judged), judged | {"confirmed": self._many})
+            predicted, judged = self._predict(), known | {"judged": self._few}
+            weights = self._weigh(scores, predicted, judged)
+            mix = self._mix(scores, predicted, weights, judged | {"confirmed": self._many})
             if asked.policy == "evolve":
-                mix = self._evolve(scores, mix, known | {"allocation": asked})
+                mix = self._evolve(scores, predicted, mix, known | {"allocation": asked})
 
         def allocate(work: Work) -> Allotted:
             units = Units(_scores(work.store, scores), asked, self.sparsity)
@@ -196,12 +207,26 @@ class Allocating:
 
         return self.journal.step("score", inputs | weighed_by(norms), Scores, score, self.number)
 
-    def _weigh(self, scores: Scores, inputs: dict[str, Any]) -> Weights:
+    def _predict(self) -> Predictions:
+        """What the model itself predicts for all windows that mixes are judged on."""
+        every = self.recipe.allocation.policy == "evolve"  # each generation draws some of its own
+        windows = list(range(self.recipe.data.calibration.windows)) if every else sorted(self._many)
+
+        def predict(work: Work) -> Predictions:
+            self.connect()
+            asked = Predicting(**as_asked(self.recipe, self.before, self.windows), stride=JUDGED_EVERY)
+            prefix = f"{work.prefix('scores')}/predicted"
+            found = keep_predictions(asked, windows, prefix, self.cluster, self.stop, work.advanced)
+            return Predictions(windows=found)
+
+        return self.journal.step("predict", self.how | {"judged": windows}, Predictions, predict, self.number)
+
+    def _weigh(self, scores: Scores, predicted: Predictions, inputs: dict[str, Any]) -> Weights:
         """What pruning each block alone does to the model's predictions."""
 
         def weigh(work: Work) -> Weights:
             self.connect()
-            units, judge = self._judge(work, scores)
+            units, judge = self._judge(work, scores, predicted)
             candidates = [
                 tuple(
                     {name: MIDDLE for name in block.linears} if own == alone else {}
@@ -213,18 +238,18 @@ class Allocating:
 
         return self.journal.step("weigh", inputs, Weights, weigh, self.number)
 
-    def _mix(self, scores: Scores, weights: Weights, inputs: dict[str, Any]) -> Mix:
+    def _mix(self, scores: Scores, predicted: Predictions, weights: Weights, inputs: dict[str, Any]) -> Mix:
         """The best of the mixes from the same level for all to the one of the lowest expected cost."""
 
         def mix(work: Work) -> Mix:
             self.connect()
-            units, judge = self._judge(work, scores)
+            units, judge = self._judge(work, scores, predicted)
             mixes = np.array(units.mixes(weights.alone))
             return _best(mixes, judge(_candidates(units, mixes), self._many, work.advanced))
 
         return self.journal.step("mix", inputs | {"weights": weights}, Mix, mix, self.number)
 
-    def _evolve(self, scores: Scores, start: Mix, inputs: dict[str, Any]) -> Mix:
+    def _evolve(self, scores: Scores, predicted: Predictions, start: Mix, inputs: dict[str, Any]) -> Mix:
         """The best mix of levels that a small evolutionary search finds.
 
         Each generation tries its children on a few windows of its own, and the best of them on as many as the parent.
@@ -233,7 +258,7 @@ class Allocating:
 
         def evolve(work: Work) -> Mix:
             self.connect()
-            units, judge = self._judge(work, scores)
+            units, judge = self._judge(work, scores, predicted)
 
             def generation(round_: int, parent: Mix) -> Mix:
                 chance = np.random.default_rng([self.recipe.seed, self.number, round_])
@@ -266,7 +291,7 @@ class Allocating:
     def _in_turn(self) -> list[int]:
         return from_parquet(self.journal.store.get(self.windows.key))["calibration"].in_turn()
 
-    def _judge(self, work: Work, scores: Scores) -> tuple[Units, Judge]:
+    def _judge(self, work: Work, scores: Scores, predicted: Predictions) -> tuple[Units, Judge]:
         """The units, and what judges mixes of their levels."""
         blocks = _scores(work.store, scores)
         levels = tuple(one.levels for one in blocks if one.levels is not None)
@@ -275,6 +300,7 @@ class Allocating:
             **as_asked(self.recipe, self.before, self.windows),
             levels=levels,
             stride=JUDGED_EVERY,
+            predicted=predicted.windows,
         )
 
         def judged(

@@ -1,8 +1,8 @@
 """Judges candidates, each a choice of a level for every linear, by how far their predictions are from the model's own.
 
 The model is streamed block by block, with all candidates at once: a block, and the levels that candidates take of it,
-are read once. Candidates share their hidden states for as long as they are equal, among themselves and with the model
-itself; so one that differs in the last block alone costs no more than that block.
+are read once. Candidates share their hidden states for as long as they are equal; so of two that differ in the last
+block alone, the second costs no more than that block. What the model itself predicts was kept before.
 """
 
 import math
@@ -18,8 +18,8 @@ from cluster.remote import call_each
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
 from cluster.sums import spread
-from workflows.calibrated import Calibrated
 from workflows.level_files import LevelFile
+from workflows.predictions import Predicting, for_workers, read_predictions
 
 # Per block: linear → level. A linear that is missing stays as it is in the model.
 Candidate = tuple[Mapping[str, int], ...]
@@ -39,29 +39,19 @@ class Track:
 
 
 @dataclass
-class Divergence(Calibrated):
-    """Judges candidates for a model; see `Calibrated`, of which `before` is the model and the measure.
+class Divergence(Predicting):
+    """Judges candidates for a model; see `Predicting`, of which `before` is the model and the measure.
 
     In memory are a block, those levels of its linears that candidates take, and hidden states [windows, length, width]
-    per track; there are at most as many tracks as candidates, and one more.
+    per track; there are at most as many tracks as candidates.
 
     Attributes:
         levels: a level file per block, in the model's store.
-        stride: every how-many-th position of a window is judged: stride − 1, 2 · stride − 1 and so on. With a large
-            vocabulary the head costs more than the blocks.
+        predicted: what the model itself predicts, by window; at least of those that are judged.
     """
 
     levels: tuple[Stored, ...]
-    stride: int
-
-    @property
-    def positions(self) -> range:
-        """Which places of each window are judged.
-
-        Raises:
-            InputError: the stride leaves none.
-        """
-        return self._decoder.positions(self.stride)
+    predicted: Mapping[int, Stored]
 
     @torch.no_grad()
     def of(self, windows: Sequence[int], candidates: Sequence[Candidate]) -> np.ndarray:
@@ -78,20 +68,20 @@ class Divergence(Calibrated):
         """
         assert all(len(one) == len(self.levels) == self.block_count for one in candidates)
         positions = list(self.positions)
-        plans: list[Candidate] = [({},) * self.block_count, *candidates]  # the model itself is number 0
-        tracks = [Track(list(range(len(plans))), self._entering(windows))]
+        tracks = [Track(list(range(len(candidates))), self._entering(windows))]
         for block in range(self.block_count):
-            tracks = self._through(block, tracks, [one[block] for one in plans])
-        sums = np.zeros((len(windows), len(plans)))
-        head = self._decoder.head()
-        for window, own in enumerate(sums):
-            dense, *others = [one.states[window][0, positions] for one in tracks]
-            for track, found in zip(tracks[1:], head.divergence(dense, others).tolist(), strict=True):
-                own[track.followers] = found  # who still follows the first track is the model, and keeps 0
-        return sums[:, 1:]
+            tracks = self._through(block, tracks, [one[block] for one in candidates])
+        sums = np.zeros((len(windows), len(candidates)))
+        head, store = self._decoder.head(), open_store(self.before.store)
+        for place, (window, own) in enumerate(zip(windows, sums, strict=True)):
+            dense = read_predictions(store, self.predicted[window].key).to(self.device)
+            states = [one.states[place][0, positions] for one in tracks]
+            for track, found in zip(tracks, head.divergence(dense, states).tolist(), strict=True):
+                own[track.followers] = found
+        return sums
 
     def _through(self, block: int, tracks: list[Track], plans: Sequence[Mapping[str, int]]) -> list[Track]:
-        """Moves all tracks through a block and parts those whose candidates differ in it; number 0 stays in front."""
+        """Moves all tracks through a block and parts those whose candidates differ in it."""
         own = self._decoder.block(block).state_dict()
         self._decoder.read_ahead(block + 1)
         levels = LevelFile(open_store(self.before.store), self.levels[block].key)
@@ -128,8 +118,8 @@ def divergences(
 ) -> np.ndarray:
     """Mean divergence [candidates] fp64, in nats per judged token, on a Ray cluster.
 
-    Each task takes some windows and all candidates, for these share blocks, levels and what they have in common with
-    the model; where workers are more than windows, some candidates. How many tasks there are changes no bit.
+    Each task takes some windows and all candidates, for these share blocks, levels and states; where workers are more
+    than windows, some candidates. How many tasks there are changes no bit.
 
     Args:
         work: the model and its levels.
@@ -144,9 +134,8 @@ def divergences(
         Cancelled: `stop` said so.
         Unavailable: no machines, or workers were lost again and again.
     """
-    assert max(windows) < len(work._tokens)
     tokens = len(windows) * len(work.positions)
-    rows = [[windows[one] for one in own] for own in spread(len(windows), min(cluster.workers, len(windows)))]
+    rows = for_workers(windows, cluster.workers)
     share = min(cluster.workers // len(rows), len(candidates))
     columns = [[candidates[one] for one in own] for own in spread(len(candidates), share)]
     parts = call_each(

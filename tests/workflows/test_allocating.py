@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import Cancelled
 from cluster.spec import ClusterSpec
 from cluster.storage import open_store
-from workflows.allocating import Allocating, Mix, Scores, Shares, Weights
+from workflows.allocating import Allocating, Mix, Predictions, Scores, Shares, Weights
 from workflows.data.windows import Windows, to_parquet
 from workflows.events import Advanced, StepEnded
 from workflows.gradient_files import read_norms
@@ -116,8 +116,9 @@ def test_every_policy_meets_the_target_with_shares_that_differ(model, allotted, 
 
 
 def test_policies_share_what_they_have_in_common(model, allotted):
-    done = [len(results(model, "run", step)) for step in ("gradients", "score", "weigh", "mix", "evolve", "allocate")]
-    assert done == [1, 3, 1, 1, 1, 4]  # inputs alone; without levels; with levels
+    steps = ("gradients", "score", "predict", "weigh", "mix", "evolve", "allocate")
+    done = [len(results(model, "run", step)) for step in steps]
+    assert done == [1, 3, 1, 1, 1, 1, 4]  # inputs alone; without levels; with levels
 
 
 def test_the_pruned_model_has_the_zeros_that_were_allotted_and_a_second_stage_keeps_them(model, windows, allotted):
@@ -150,7 +151,9 @@ def judging(model, windows):
     store = open_store(model.store)
     scores = [Scores.model_validate(one) for one in results(model, "run", "score")]
     (levelled,) = (one for one in scores if BlockScores.model_validate_json(store.get(one.blocks[0].key)).levels)
-    return steps_of(model, windows, MEASURED, "run")._judge(SimpleNamespace(store=store), levelled)
+    (predicted,) = (one for one in results(model, "run", "predict") if len(one["windows"]) == WINDOWS)
+    steps = steps_of(model, windows, MEASURED, "run")
+    return steps._judge(SimpleNamespace(store=store), levelled, Predictions.model_validate(predicted))
 
 
 def test_a_search_is_never_worse_than_the_mix_it_began_with(model, windows, allotted):
