@@ -215,7 +215,7 @@ def test_a_run_that_is_stopped_in_every_step_goes_on_and_ends_the_same(model, wi
             return True
         return False
 
-    for _ in range(6):  # five steps advance
+    for _ in range(7):  # six steps advance
         try:
             assert allot(model, windows, SEARCH, "stopped", listener=seen.append, stop=stop) == allotted["evolve"]
             break
