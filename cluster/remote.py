@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -14,6 +14,9 @@ from cluster.errors import Cancelled, Unavailable
 from cluster.freed import giving_back
 from cluster.gangs import shortage
 from cluster.losses import AGAIN, ours
+from cluster.sums import spread
+
+Item = TypeVar("Item")
 
 RETRIES = 3
 DRIVER_CPUS = "KARIKOMI_DRIVER_CPUS"  # variable of a submitted driver: the CPUs that it holds on its node
@@ -80,6 +83,11 @@ def call_each(
         for task in waiting:
             with suppress(RayError):  # Ray itself may be what is gone
                 ray.cancel(task, force=True)
+
+
+def share_out(items: Sequence[Item], workers: int) -> list[list[Item]]:
+    """Neighbouring items for each worker, as even as can be; there are no more shares than items."""
+    return [[items[one] for one in own] for own in spread(len(items), min(workers, len(items)))]
 
 
 def _fits(bundle: dict[str, float]) -> bool:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.remote import call_each
+from cluster.remote import call_each, share_out
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
-from cluster.sums import spread
 from workflows.level_files import LevelFile
-from workflows.predictions import Predicting, for_workers, read_predictions
+from workflows.predictions import Predicting, read_predictions
 
 # Per block: linear → level. A linear that is missing stays as it is in the model.
 Candidate = tuple[Mapping[str, int], ...]
@@ -134,10 +133,10 @@ def divergences(
         Cancelled: `stop` said so.
         Unavailable: no machines, or workers were lost again and again.
     """
+    assert work.predicted.keys() >= set(windows)
     tokens = len(windows) * len(work.positions)
-    rows = for_workers(windows, cluster.workers)
-    share = min(cluster.workers // len(rows), len(candidates))
-    columns = [[candidates[one] for one in own] for own in spread(len(candidates), share)]
+    rows = share_out(windows, cluster.workers)
+    columns = share_out(candidates, cluster.workers // len(rows))
     parts = call_each(
         judge,
         [(work, row, column) for row in rows for column in columns],
@@ -147,7 +146,7 @@ def divergences(
         on_done=on_done,
         stuck_after=cluster.block_seconds,
     )
-    whole = np.block([parts[start : start + share] for start in range(0, len(parts), share)])
+    whole = np.block([parts[start : start + len(columns)] for start in range(0, len(parts), len(columns))])
     # not numpy's sum, whose order depends on how many candidates lie side by side
     return np.array([math.fsum(one) / tokens for one in whole.T])
 

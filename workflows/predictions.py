@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cluster.remote import call_each
+from cluster.remote import call_each, share_out
 from cluster.spec import ClusterSpec
 from cluster.storage import Store, Stored, open_store
-from cluster.sums import spread
 from workflows.calibrated import Calibrated
+from workflows.observing import move_on
 
 NAME = "states"
 
@@ -48,7 +48,7 @@ class Predicting(Calibrated):
         for block in range(self.block_count):
             module = self._decoder.block(block)
             self._decoder.read_ahead(block + 1)
-            states = [self._decoder.run(block, module, hidden) for hidden in states]
+            move_on(self._decoder, block, module, states)
         store = open_store(self.before.store)
         return [
             store.put(f"{key_prefix}/{window:05d}.safetensors", save({NAME: hidden[0, positions].cpu()}))
@@ -78,7 +78,7 @@ def keep_predictions(
     """
     parts = call_each(
         _keep,
-        [(work, own, key_prefix) for own in for_workers(windows, cluster.workers)],
+        [(work, own, key_prefix) for own in share_out(windows, cluster.workers)],
         cpus=work.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,
@@ -86,11 +86,6 @@ def keep_predictions(
         stuck_after=cluster.block_seconds,
     )
     return dict(zip(windows, itertools.chain.from_iterable(parts), strict=True))
-
-
-def for_workers(windows: Sequence[int], workers: int) -> list[list[int]]:
-    """Neighbouring windows for each worker; there are at most as many as windows."""
-    return [[windows[one] for one in own] for own in spread(len(windows), min(workers, len(windows)))]
 
 
 def _keep(work: Predicting, windows: Sequence[int], key_prefix: str) -> list[Stored]:

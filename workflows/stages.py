@@ -8,10 +8,9 @@ import torch
 
 from cluster.errors import InputError
 from cluster.layerwise import run_blocks
-from cluster.remote import call_each
+from cluster.remote import call_each, share_out
 from cluster.spec import ClusterSpec
 from cluster.storage import Stored, open_store
-from cluster.sums import spread
 from workflows.blockwork import DensePruneStage, PruneStage
 from workflows.calibrated import as_asked
 from workflows.data.windows import Windows, from_parquet
@@ -141,7 +140,7 @@ def evaluate(
     count = len(_windows(state, windows, "evaluation").slices)
     parts = call_each(
         evaluate_part,
-        [(state, windows, own, recipe) for own in spread(count, min(cluster.workers, count))],
+        [(state, windows, own, recipe) for own in share_out(range(count), cluster.workers)],
         cpus=recipe.threads,
         gpus=cluster.gpus_per_worker,
         stop=stop,

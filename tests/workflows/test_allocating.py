@@ -151,9 +151,9 @@ def judging(model, windows):
     store = open_store(model.store)
     scores = [Scores.model_validate(one) for one in results(model, "run", "score")]
     (levelled,) = (one for one in scores if BlockScores.model_validate_json(store.get(one.blocks[0].key)).levels)
-    (predicted,) = (one for one in results(model, "run", "predict") if len(one["windows"]) == WINDOWS)
+    (predicted,) = (Predictions.model_validate(one) for one in results(model, "run", "predict"))
     steps = steps_of(model, windows, MEASURED, "run")
-    return steps._judge(SimpleNamespace(store=store), levelled, Predictions.model_validate(predicted))
+    return steps._judge(SimpleNamespace(store=store), levelled, predicted)
 
 
 def test_a_search_is_never_worse_than_the_mix_it_began_with(model, windows, allotted):

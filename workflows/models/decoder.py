@@ -58,12 +58,12 @@ class Decoder(Blocks):
         """
         config = self.checkpoint.state.config
         name = "model.embed_tokens.weight" if self._model.config.tie_word_embeddings else "lm_head.weight"
-        rows = max(1, HEAD_PIECE // int(config["hidden_size"]))
-        at_once = max(1, HEAD_PIECE_CPU // int(config["hidden_size"])) if self.device == "cpu" else rows
-        read = torch.arange(int(config["vocab_size"])).split(rows)
-        return [
-            piece for own in read for piece in self.checkpoint.read_rows(name, own).to(self.device).split(at_once)
-        ]  # fmt: skip
+        width = int(config["hidden_size"])
+        rows = torch.arange(int(config["vocab_size"])).split(max(1, HEAD_PIECE // width))
+        pieces = [self.checkpoint.read_rows(name, own).to(self.device) for own in rows]
+        if self.device != "cpu":
+            return pieces
+        return [small for piece in pieces for small in piece.split(max(1, HEAD_PIECE_CPU // width))]
 
     def positions(self, stride: int) -> range:
         """Tokens stride − 1, 2 · stride − 1 and so on; the last one may be, for nothing needs to follow it."""
