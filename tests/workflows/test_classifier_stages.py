@@ -186,8 +186,9 @@ def test_candidates_are_judged_over_the_classes(base):
     levels = tuple(
         store.put(f"levels/{n}", level_file({(name, 0): one[f"{name}.weight"] * 0.5})) for n, one in enumerate(tensors)
     )
-    work = Divergence(**base, levels=levels, stride=8)
+    work = Divergence(**base, levels=levels, predicted={}, stride=8)
     work.setup()
+    work.predicted = dict(enumerate(work.keep(range(TEXTS), "predicted")))
     assert list(work.positions) == [0]
     found = work.of(range(TEXTS), [({}, {}, {}), ({name: 0}, {}, {})])
     assert not found[:, 0].any()
