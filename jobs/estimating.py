@@ -121,7 +121,8 @@ def operations(recipe: Recipe, config: dict[str, Any]) -> float:
             total += solves
         if asked.tries_levels:  # each linear at every level; each block alone, then mixes, on some windows
             generations = asked.generations if asked.policy == "evolve" else 0
-            total += 2.0 * blocks * tokens("calibration")  # what the model itself predicts
+            predicted = recipe.data.calibration.windows if generations else confirming(recipe)  # by the model itself
+            total += predicted * recipe.data.calibration.length * 2.0 * blocks
             few = asked.windows * (len(layers) / 2 + generations * asked.children)
             many = confirming(recipe) * (len(TRUSTS) + generations * FINALISTS)
             total += LEVELS * solves + (few + many) * recipe.data.calibration.length * 2.0 * used
