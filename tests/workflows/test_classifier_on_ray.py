@@ -21,8 +21,7 @@ from workflows.steps import Journal
 
 TEXTS, SHARDS, TARGET = 12, 3, 0.5
 
-
-pytestmark = pytest.mark.usefixtures("embedded_ray")
+pytestmark = [pytest.mark.usefixtures("embedded_ray"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,6 @@ def shares_by(model, windows, allocation, run: str, workers: int = 2):
 SEARCH = {"policy": "evolve", "windows": 4, "generations": 2, "children": 3}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["owl", "composite", {"policy": "measured", "windows": 4}, SEARCH], ids=str)
 def test_every_allocation_meets_the_target(model, windows, allocation):
     shares = shares_by(model, windows, allocation, "policies")
@@ -95,7 +93,6 @@ def test_every_allocation_meets_the_target(model, windows, allocation):
     assert max(weights.values()) - min(weights.values()) > 0.01
 
 
-@pytest.mark.slow
 def test_a_search_is_the_same_on_one_worker_and_its_table_counts_texts(model, windows):
     assert shares_by(model, windows, SEARCH, "alone", 1) == shares_by(model, windows, SEARCH, "policies", 2)
     table = pq.read_table(pa.BufferReader(open_store(model.store).get("runs/alone/scores/1.parquet")))

@@ -78,7 +78,8 @@ def undisturbed(embedded_ray, stage):
     return hashes(run(stage, 2))
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
 def test_same_bytes_on_any_number_of_workers(stage, undisturbed, workers):
     assert hashes(run(stage, workers)) == undisturbed
 
@@ -104,7 +105,8 @@ def test_same_bytes_with_block_recovery_when_processes_are_killed(recovered, tmp
     assert {one.name for one in tmp_path.iterdir()} >= {"look", "refine"}
 
 
-@pytest.mark.parametrize("kind", [PruneStage, pytest.param(DensePruneStage, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [PruneStage, DensePruneStage])
 def test_same_bytes_where_tokens_are_weighed(stage, undisturbed, kind):
     weighed = kind(**weigh(stage).__getstate__())
     one, two = (hashes(run(weighed, workers)) for workers in (1, 2))

@@ -152,6 +152,7 @@ def test_the_inputs_alone_do_without_gradients_and_give_the_same_outliers(base, 
         assert not one.rows
 
 
+@pytest.mark.slow
 def test_on_ray_the_bytes_are_those_of_one_process_and_scoring_goes_on_after_recorded_blocks(stage, found):
     with session(ClusterSpec(), cpus=4):
         recorded = []

@@ -137,6 +137,7 @@ def test_one_rank_equals_a_plain_loop(embedded_ray, tmp_path):
     assert [one.total for one in run(work).losses] == pytest.approx(plain_loop(work), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_one_clear_error(embedded_ray, tmp_path):
     work = make_work(tmp_path, ranks=1)
     store = open_store(work.student.store)
